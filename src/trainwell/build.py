@@ -1,0 +1,292 @@
+"""The composition root: from a configuration, and whatever parts are given, to a run. A new part is a line here."""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from trainwell.checkpoint.store import CheckpointStore
+from trainwell.config import checks
+from trainwell.config.tree import RunConfig
+from trainwell.config.values import Duration
+from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, Stream, Windows, evaluation_batches
+from trainwell.errors import ConfigError
+from trainwell.given import Data, Given, data_from, describe_custom
+from trainwell.model.gpt2 import GPT2, init_gpt2, init_torch
+from trainwell.model.loss import Loss, Parts, token_loss
+from trainwell.optim.groups import describe_groups, hidden_matrices, parameter_groups
+from trainwell.optim.together import Together
+from trainwell.planning.bands import bands_for
+from trainwell.planning.model_size import flops_per_token
+from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
+from trainwell.planning.summary import summary
+from trainwell.planning.target import Start, find_start, find_step
+from trainwell.run import Run
+from trainwell.runs.rundir import RunDir, is_run, parse_target
+from trainwell.settings import Settings, decide, recorded_settings
+from trainwell.trainer import Schedule, Trainer
+
+_INITIAL_WEIGHTS = {"gpt2": init_gpt2, "torch": init_torch}
+_TIMED_STEPS = 5
+
+
+def build(
+    target: str = "demo",
+    *,
+    run_dir: str | Path | None = None,
+    model: Any = None,
+    data: Any = None,
+    val: Any = None,
+    optimizer: Any = None,
+    schedules: Mapping[str, Schedule] | None = None,
+    loss: Loss | None = None,
+    extra: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Run:
+    """Make a run of a recipe, a config file or an existing run; its folder is touched when its first step is asked for.
+
+    Args:
+        target: `demo`, `my.yaml`, `runs/demo` (continue it), or `runs/demo@1200` (branch from it, into `run_dir`).
+        run_dir: the run's folder; default the next free `runs/NAME`. A folder that holds this run is continued.
+        model: an nn.Module from ids (B, T) int64 to logits (B, T, V) or an object with `.logits`; a function of the
+            configuration that makes one; or a dict of keys of the section `model`.
+        data: examples to train on, with len(d) and d[i] -> (inputs, targets); a `from_loader(...)`; or a dict of keys.
+        val: examples to evaluate on.
+        optimizer: anything with param_groups, step, zero_grad, state_dict, load_state_dict; or a function of the model.
+        schedules: values of param-group keys as functions of the step, in place of the configured ones.
+        loss: `loss(model, micro_batch)`, a SUM over its targets; alone or with named parts.
+        extra: your own free keys.
+        overrides: any other key, `duration=40`, or a section as a dict, `optim={"lr": 3e-4}`.
+
+    Raises:
+        ConfigError: with every mistake there is, before any work.
+        DataError: for data that cannot be used.
+    """
+    given, flags = Given(optimizer=optimizer, schedules=schedules or {}, loss=loss), dict(overrides)
+    for name, value in (("model", model), ("data", data)):
+        if isinstance(value, Mapping):
+            flags[name] = value
+        elif value is not None:
+            given = replace(given, **{name: value})
+    given = replace(given, val=val)
+    if extra is not None:
+        flags["extra"] = extra
+    start = find_start(target, flags=flags, run=None if run_dir is None else Path(run_dir), source="build(...)")
+    return assemble(start, given)
+
+
+def open_run(path: str | Path, **parts: Any) -> Run:
+    """Open an existing run, `runs/demo` or `runs/demo@1200`, with its weights restored; read only, nothing is written.
+
+    `parts` are those of `build` that the run was made with.
+    """
+    name, step = parse_target(str(path))
+    if not is_run(Path(name)):
+        raise ConfigError(f"{name} is not a run: there is no config.yaml in it")
+    run = build(name, **parts)
+    state, _ = run.store.load(find_step(run.run_dir, "last" if step is None else step))
+    run.trainer.load_state_dict(state["trainer"])
+    return run
+
+
+def assemble(start: Start, given: Given, data: Data | None = None) -> Run:
+    """Put a run together: everything that can be wrong with it is found before the model is made."""
+    data = data or data_from(start.config, given)
+    config, asked = data.config, str(data.config.duration)
+    problems = [] if given.data is not None else checks.training_problems(config)
+    if problems:
+        raise checks.error(problems)
+    try:
+        plan = resolve(config, data.info)
+    except NeedsTimingError:
+        config = _timed(start, given, data)
+        plan = resolve(config, data.info)
+    return _assemble(replace(start, config=config), given, data, plan, asked)
+
+
+def _timed(start: Start, given: Given, data: Data) -> RunConfig:
+    """The configuration with its duration in minutes turned into steps, by taking a few and undoing them."""
+    config = data.config
+    provisional = config.model_copy(update={"duration": Duration.parse(10**6)})
+    run = _assemble(replace(start, config=provisional), given, data, resolve(provisional, data.info), "")
+    before = copy.deepcopy(run.trainer.state_dict())
+    run.trainer.model.train()
+    run.trainer.take_step()
+    begin = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+        result = run.trainer.take_step()
+    result.loss.item()
+    seconds_per_step = (time.perf_counter() - begin) / _TIMED_STEPS
+    run.trainer.load_state_dict(before)
+    run.close()
+    steps = resolve(config, data.info, seconds_per_step=seconds_per_step).num_steps
+    return config.model_copy(update={"duration": Duration.parse(steps)})
+
+
+def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) -> Run:
+    config, notes = plan.config, list[str]()
+    settings = decide(config, plan, recorded_settings(start.run_dir), notes.append)
+    config = config.model_copy(update={"micro_batch": settings.micro_batch})
+    device = torch.device(settings.device)
+    model = _model(config, given, plan, device)
+    if config.init_from is not None:
+        _load_weights(model, config.init_from)
+    loss = _compiled(given.loss or token_loss, model) if settings.compile else given.loss or token_loss
+    batches = _batches(config, data, plan, settings)
+    trainer = Trainer(
+        model,
+        _optimizer(config, given, model, plan, settings),
+        batches,
+        schedules=plan.schedules | dict(given.schedules),
+        loss=loss,
+        max_grad_norm=config.optim.max_grad_norm,
+        clip_from=plan.clip_from,
+        seed=config.seed,
+        autocast=settings.autocast,
+    )
+    custom = describe_custom(given, model)
+    parameters = sum(tensor.numel() for tensor in trainer.parameters)
+    own_model = given.model is None
+    return Run(
+        config=config.model_copy(update={"custom": custom}),
+        plan=plan,
+        settings=settings,
+        run_dir=start.run_dir,
+        trainer=trainer,
+        model=model,
+        loss=loss,
+        batches=batches,
+        val=_validation(config, data, settings, plan),
+        tokenizer=data.tokenizer,
+        summary=[
+            *summary(plan, parameters),
+            *describe_groups(trainer.optimizer),
+            settings.line(),
+            *(f"given in Python: {name}" for name in custom),
+            *data.switched_off,
+            *notes,
+        ],
+        flops_per_token=flops_per_token(config.model, plan.vocab_size, plan.seq_len) if own_model and plan.vocab_size else None,
+        bytes_per_token=data.bytes_per_token,
+        facts=data.facts,
+        bands=bands_for(config, data.info.corpus_sha256) if not custom else (),
+        parent=start.parent,
+        asked_duration=asked,
+    )
+
+
+def _model(config: RunConfig, given: Given, plan: Plan, device: torch.device) -> nn.Module:
+    if given.model is not None:
+        made = given.model if isinstance(given.model, nn.Module) else given.model(config)
+        if not isinstance(made, nn.Module):
+            raise ConfigError(f"model: {type(made).__name__} was given; allowed are an nn.Module, or a function that makes one")
+        return made.to(device)
+    shape = config.model
+    if plan.vocab_size is None:
+        raise ConfigError("model.pad_vocab_to: the vocabulary of data given as ids is not known; say how many ids there are")
+    model = GPT2(
+        vocab_size=plan.vocab_size,
+        seq_len=plan.seq_len,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        width=shape.width,
+        dropout=shape.dropout,
+        tie_head=shape.tie_head,
+        qkv_bias=shape.qkv_bias,
+    )
+    _INITIAL_WEIGHTS[shape.init](model, Generator().manual_seed(config.seed))
+    return model.to(device)
+
+
+def _load_weights(model: nn.Module, source: str) -> None:
+    """Start from the weights of another run: `runs/demo`, `runs/demo@1200`, `runs/demo@best`."""
+    name, step = parse_target(source)
+    if not is_run(Path(name)):
+        raise ConfigError(f"init_from: {name} is not a run; allowed are a run (runs/demo) or a step of one (runs/demo@best)")
+    run = RunDir(Path(name))
+    state, _ = CheckpointStore(run.checkpoints).load(find_step(run, "last" if step is None else step))
+    try:
+        model.load_state_dict(state["trainer"]["model"])
+    except RuntimeError as error:
+        raise ConfigError(
+            f"init_from: the weights of {source} do not fit this model; give both the same model keys, tokenizer and "
+            f"data.seq_len. {str(error).splitlines()[-1].strip()}"
+        ) from error
+
+
+def _compiled(loss: Loss, model: nn.Module) -> Loss:
+    """The same loss of the compiled model; the model itself keeps its parameter names and stays eager elsewhere."""
+    compiled = torch.compile(model)
+
+    def of_compiled(_model: nn.Module, batch: MicroBatch) -> Tensor | tuple[Tensor, Parts]:
+        return loss(cast(nn.Module, compiled), batch)
+
+    return of_compiled
+
+
+def _optimizer(config: RunConfig, given: Given, model: nn.Module, plan: Plan, settings: Settings) -> Any:
+    if given.optimizer is None:
+        return _configured_optimizer(config, model, plan.vocab_size or 0, settings)
+    optimizer = given.optimizer if hasattr(given.optimizer, "param_groups") else given.optimizer(model)
+    rates = {group["lr"] for group in optimizer.param_groups}
+    if "lr" not in given.schedules and rates != {config.optim.lr}:
+        shown = ", ".join(f"{rate:g}" for rate in sorted(rates))
+        raise ConfigError(
+            f"optim.lr: the schedule's peak is {config.optim.lr:g}, but the given optimizer was made with {shown}; the "
+            f"schedule would overrule it. Give both the same rate: build(..., optim={{'lr': {min(rates):g}}})"
+        )
+    return optimizer
+
+
+def _configured_optimizer(config: RunConfig, model: nn.Module, vocab_size: int, settings: Settings) -> Any:
+    how = config.optim
+    matrices = hidden_matrices(model, vocab_size) if how.name == "muon" else []
+    rest = [tensor for tensor in model.parameters() if not any(tensor is matrix for matrix in matrices)]
+    adamw = torch.optim.AdamW(
+        parameter_groups(rest, how.weight_decay, how.decay),
+        lr=how.lr,
+        betas=how.betas,
+        eps=how.eps,
+        fused=settings.fused,
+        foreach=None if settings.fused else False,
+    )
+    if how.name == "adamw":
+        return adamw
+    muon = torch.optim.Muon(matrices, lr=how.lr, weight_decay=how.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Together(muon, adamw)
+
+
+def _batches(config: RunConfig, data: Data, plan: Plan, settings: Settings) -> BatchSource:
+    device = torch.device(settings.device)
+    if isinstance(data.train, Stream):
+        return data.train.place(settings.micro_batch, device)
+    return Prefetch(
+        Batches(
+            data.train,
+            plan.batch,
+            micro_batch=settings.micro_batch,
+            seed=config.seed,
+            order=config.data.order,
+            device=device,
+        )
+    )
+
+
+def _validation(
+    config: RunConfig, data: Data, settings: Settings, plan: Plan
+) -> Callable[[], Iterable[MicroBatch]] | None:
+    examples = data.val
+    if examples is None:
+        return None
+    return lambda: evaluation_batches(
+        examples,
+        batch_size=plan.batch.size(0),
+        micro_batch=settings.micro_batch,
+        batches=config.eval.batches,
+        device=torch.device(settings.device),
+    )

@@ -1,0 +1,116 @@
+"""How a checkpoint lies on disk: `step-N/` with tensors, and a manifest that makes it one. Pure files; never torch.
+
+The manifest is the commit: it is written last, names every file with size and SHA-256, and carries its own digest. A
+directory whose manifest does not verify is not a checkpoint.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from trainwell.errors import StorageError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TENSORS = "tensors.safetensors"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def directory_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of state `step` lies."""
+    return folder / f"step-{step}"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps whose directories have the name and a manifest, ascending; nothing is verified."""
+    if not folder.is_dir():
+        return []
+    named = [(_NAME.fullmatch(entry.name), entry) for entry in folder.iterdir()]
+    return sorted(int(match.group(1)) for match, entry in named if match and (entry / MANIFEST).is_file())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds: the state as JSON with tensors named, and free facts about the run in `meta`."""
+
+    step: int
+    state: Any
+    tensors: dict[str, dict[str, Any]]
+    meta: dict[str, Any]
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write and fsync the manifest of the files that lie in `directory`."""
+    content = {
+        "format": FORMAT,
+        "step": manifest.step,
+        "files": {path.name: _describe(path) for path in sorted(directory.iterdir())},
+        "tensors": manifest.tensors,
+        "meta": manifest.meta,
+        "state": manifest.state,
+    }
+    text = json.dumps(content | {"digest": _digest(content)}, indent=1)
+    write_synced(directory / MANIFEST, text.encode())
+
+
+def read_manifest(directory: Path, *, verify_files: bool = True) -> Manifest:
+    """Read a manifest and verify it, and the files it names; raise StorageError saying what does not hold."""
+    try:
+        content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{directory}: its manifest cannot be read ({error}); it is not a complete checkpoint") from error
+    digest = content.pop("digest", None)
+    if digest != _digest(content):
+        raise StorageError(f"{directory}: its manifest does not match its own digest; the checkpoint is damaged")
+    if content["format"] != FORMAT:
+        raise StorageError(f"{directory}: format {content['format']}, this trainwell reads {FORMAT}; use the one it was made with")
+    if verify_files:
+        for problem in _damaged(directory, content["files"]):
+            raise StorageError(f"{directory}: {problem}; the checkpoint is damaged")
+    return Manifest(content["step"], content["state"], content["tensors"], content["meta"])
+
+
+def _damaged(directory: Path, files: dict[str, dict[str, Any]]) -> Iterator[str]:
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != expected["size"]:
+            yield f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        elif _describe(path) != expected:
+            yield f"the SHA-256 of {name} differs"
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and force it to the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Force a directory's entries to the disk, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

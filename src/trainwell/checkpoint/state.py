@@ -1,0 +1,65 @@
+"""A state, as JSON and tensors: nested dicts, lists and scalars stay readable, tensors go to safetensors by name.
+
+Nothing is pickled, so nothing that is read can run. Tensors that share memory (a tied head) are stored once.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainwell.errors import ConfigError
+
+Scalar = str | int | float | bool | None
+
+
+def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Split a state into JSON and named tensors; raise ConfigError naming a value that is neither."""
+    tensors: dict[str, Tensor] = {}
+    names: dict[tuple[Any, ...], str] = {}
+
+    def visit(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+            name = names.setdefault(place, path) if value.numel() else path
+            tensors[name] = value.detach()
+            return {"$tensor": name}
+        if isinstance(value, dict):
+            pairs = [[key, visit(item, f"{path}.{key}" if path else str(key))] for key, item in value.items()]
+            return {"$dict": pairs}
+        if isinstance(value, list | tuple):
+            kind = "$list" if isinstance(value, list) else "$tuple"
+            return {kind: [visit(item, f"{path}.{place}") for place, item in enumerate(value)]}
+        if not isinstance(value, Scalar):
+            raise ConfigError(
+                f"{path} is a {type(value).__name__}; a checkpoint holds tensors, numbers, text, true/false, none, and "
+                "lists and dicts of them: return such values from state_dict()"
+            )
+        return value
+
+    return visit(state, ""), tensors
+
+
+def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    """Put together again what `pack` split."""
+    if not isinstance(plain, dict):
+        return plain
+    ((kind, content),) = plain.items()
+    if kind == "$tensor":
+        return tensors[content]
+    if kind == "$dict":
+        return {key: unpack(item, tensors) for key, item in content}
+    items = [unpack(item, tensors) for item in content]
+    return items if kind == "$list" else tuple(items)
+
+
+def describe(tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Type and shape of each tensor, for the manifest."""
+    return {name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)} for name, tensor in tensors.items()}
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bytes; NaN equals NaN, 0 does not equal -0."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))

@@ -1,0 +1,81 @@
+"""The command `trainwell`: its verbs, and the one place where an error becomes a message and an exit code."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from trainwell.cli import parts
+from trainwell.errors import TrainwellError
+
+VERBS = {
+    "train": "Start a recipe, continue a run, or branch from a step of one.",
+    "show": "What a recipe, a run or a step is: configuration, curves, samples, verdict.",
+    "sample": "Generate text from a run or a step of it.",
+}
+_EPILOGUE = (
+    "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one (runs/demo@1200, @best, @last)."
+)
+
+
+def app() -> App:
+    """The application; the module of a verb is imported when the verb is called."""
+    made = App(
+        name="trainwell",
+        help="The training loop for GPT-style language models in which every step has an address.",
+        help_epilogue=_EPILOGUE,
+        version=_version,
+        result_action="return_value",
+    )
+    for verb, help_line in VERBS.items():
+        made.command(f"trainwell.cli.{verb}:{verb}", name=verb, help=help_line)
+    return made
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"trainwell {version('trainwell')}"
+
+
+def main(tokens: Sequence[str] | None = None, given: Mapping[str, Any] | None = None) -> None:
+    """Run one command line with the parts given and exit; see `trainwell.cli.main`."""
+    with parts.given(given or {}):
+        sys.exit(run(tokens))
+
+
+def run(tokens: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; messages go to stderr."""
+    try:
+        app()(tokens, exit_on_error=False, print_error=False)
+    except TrainwellError as error:
+        return _fail(str(error), error.exit_code)
+    except CycloptsError as error:
+        return _fail(_in_our_words(error), 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", 75)
+    except Exception as error:  # noqa: BLE001  the last line of defence: nobody reads a traceback of ours by surprise
+        if os.environ.get("TRAINWELL_TRACEBACK"):
+            raise
+        return _fail(
+            f"an unexpected error, which is trainwell's fault: {type(error).__name__}: {error}\n"
+            "Run again with TRAINWELL_TRACEBACK=1 to see where, and report it",
+            3,
+        )
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"trainwell: {message}\n")
+    return code
+
+
+def _in_our_words(error: CycloptsError) -> str:
+    text = " ".join(str(error).split())
+    return f"{text[:1].lower()}{text[1:]} (see trainwell --help)"
+

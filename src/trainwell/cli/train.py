@@ -1,0 +1,128 @@
+"""`trainwell train`: start a recipe, continue a run, branch from a step. Torch is imported once nothing else can be wrong."""
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from trainwell.cli import parts
+from trainwell.cli.flags import with_config_flags
+from trainwell.config import checks
+from trainwell.data.prepare import TokenStore, prepare
+from trainwell.errors import ConfigError, OutOfMemoryError, StoppedError
+from trainwell.planning.model_size import count_parameters
+from trainwell.planning.resolve import NeedsTimingError, resolve
+from trainwell.planning.summary import summary
+from trainwell.planning.target import Start, find_start
+
+if TYPE_CHECKING:
+    from trainwell.run import Run
+
+
+@with_config_flags
+def train(
+    target: str = "demo",
+    /,
+    *,
+    config: Annotated[Path | None, Parameter(help="A .yaml, .toml or .json file; it overrides the recipe, flags override it.")] = None,
+    run: Annotated[Path | None, Parameter(help="The run's folder; one that holds this run is continued. Default: the next free runs/NAME.")] = None,
+    dry_run: Annotated[bool, Parameter(help="Check everything, print what the run comes to, and exit.", negative=())] = False,
+    download: Annotated[bool, Parameter(help="Fetch a corpus by name that is not on this machine.", negative=())] = False,
+    flags: Mapping[str, object],
+) -> None:
+    """Train TARGET: start a recipe or config file, continue a run, or branch from a step of one into --run NEW.
+
+    Every key of the configuration is a flag. Exit codes: 0 done, 2 bad usage or configuration, 65 bad data, 70 diverged,
+    71 out of memory, 73 run folder busy, 74 storage, 75 stopped on a signal and resumable.
+    """
+    start = find_start(target, file=config, flags=flags, run=run)
+    given = parts.current()
+    store = None if given.get("data") is not None else _checked_data(start, download=download)
+    if dry_run:
+        _print_summary(start, store)
+        return
+    _train(start, given, store)
+
+
+def _checked_data(start: Start, *, download: bool) -> TokenStore:
+    """The data, prepared and counted; every mistake that needs counting is found here, before torch is imported."""
+    problems = checks.training_problems(start.config)
+    if problems:
+        raise checks.error(problems)
+    store = prepare(start.config.data, download=download)
+    try:
+        resolve(start.config, store.info)
+    except NeedsTimingError:
+        pass  # its number of steps is measured once the model stands
+    return store
+
+
+def _print_summary(start: Start, store: TokenStore | None) -> None:
+    if store is None:
+        raise ConfigError("--dry-run counts configured data; this script gives its own")
+    plan = resolve(start.config, store.info)
+    assert plan.vocab_size is not None, "prepared data has a vocabulary"
+    parameters = count_parameters(start.config.model, plan.vocab_size, plan.seq_len)
+    lines = [*summary(plan, parameters.total), f"folder: {start.run_dir.path} (nothing was written)"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _train(start: Start, given: Mapping[str, Any], store: TokenStore | None) -> None:
+    import torch
+
+    from trainwell.build import assemble
+    from trainwell.fit import fit
+    from trainwell.given import Given, prepared
+
+    made = Given(**given)
+    try:
+        run = assemble(start, made, None if store is None else prepared(start.config, store, made.val))
+        with run, _stopping_on_signals(run):
+            fit(run)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(_memory_advice(start, error)) from error
+    if run.stopped and run.trainer.step < run.num_steps:
+        path = run.run_dir.path
+        raise StoppedError(f"stopped at step {run.trainer.step:,} of {run.num_steps:,} and saved; continue: trainwell train {path}")
+    sys.stdout.write(_what_next(run))
+
+
+def _memory_advice(start: Start, error: Exception) -> str:
+    config = start.config
+    return (
+        f"out of memory with micro_batch {config.micro_batch} x data.seq_len {config.data.seq_len}: lower --micro-batch (the "
+        f"results stay the same), then --data.seq-len or --model.width. The device said: {str(error).splitlines()[0]}"
+    )
+
+
+@contextmanager
+def _stopping_on_signals(run: "Run") -> Iterator[None]:
+    """A first SIGINT or SIGTERM lets the step finish and saves; a second one ends at once."""
+
+    def stop(number: int, _frame: object) -> None:
+        if run.stopped:
+            raise KeyboardInterrupt
+        run.stop()
+        run.console.message(f"{signal.Signals(number).name}: finishing this step and saving; once more to end at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _what_next(run: "Run") -> str:
+    path = run.run_dir.path
+    prompt = run.config.sample.prompt.strip() or "The"
+    return (
+        "\nWhat to try next:\n"
+        f"  trainwell sample {path} --prompt {prompt!r}    more text from it\n"
+        f"  trainwell show {path}    its curves, samples and verdict\n"
+        f"  trainwell train {path}@last --run {path}-longer --duration {2 * run.num_steps}    branch from its end\n"
+    )

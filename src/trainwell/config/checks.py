@@ -1,0 +1,199 @@
+"""Mistakes between keys: each value is allowed by itself, but not beside the others.
+
+Knows only the configuration. What needs the text or a count to be seen is found in `planning`, and what needs the
+machine in `build`. Every problem is one line: the key, the value, what is allowed, what to do.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from trainwell.config.tree import RunConfig, ScheduleConfig
+from trainwell.config.values import Duration
+from trainwell.errors import ConfigError
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def problems(config: RunConfig) -> list[str]:
+    """Give a line for every mistake that can be seen from the configuration alone."""
+    return [
+        *_name_problems(config),
+        *_batch_problems(config),
+        *_text_problems(config),
+        *_model_problems(config),
+        *_length_problems(config),
+        *_rate_problems(config),
+        *_arithmetic_problems(config),
+    ]
+
+
+def training_problems(config: RunConfig) -> list[str]:
+    """Give a line for what only a run needs and `show` can do without: a text."""
+    if config.data.corpus is not None or config.data.path is not None:
+        return []
+    return [
+        f"data.path: {config.name} has no text of its own, so it can be shown but not trained; "
+        "give one with --data.path FILE_OR_FOLDER, or an embedded one with --data.corpus python-docs"
+    ]
+
+
+def error(lines: Sequence[str]) -> ConfigError:
+    """Put all problems into one error; a single one stands alone."""
+    if len(lines) == 1:
+        return ConfigError(lines[0])
+    return ConfigError("\n  ".join([f"{len(lines)} mistakes in the configuration:", *lines]))
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Give "; did you mean x?" for the nearest of `allowed`, to end a message with; nothing when none is near."""
+    near = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def sequences(config: RunConfig) -> int:
+    """Sequences per step; 0 when that cannot be said, which `problems` explains."""
+    if (config.batch_size is None) == (config.batch_tokens is None):
+        return 0
+    return config.batch_size or (config.batch_tokens or 0) // config.data.seq_len
+
+
+def warmup_is_too_long(config: RunConfig) -> bool:
+    """Say whether the warmup leaves nothing of the horizon, where that needs no counting."""
+    warmup, horizon = config.schedule.warmup, config.schedule.horizon or config.duration
+    if warmup.unit == "%":
+        return warmup.amount >= 100
+    return warmup.unit == horizon.unit and 0 < horizon.amount <= warmup.amount
+
+
+def _name_problems(config: RunConfig) -> list[str]:
+    if _FOLDER_NAME.fullmatch(config.name):
+        return []
+    return [
+        f"name: {config.name!r} cannot name the run's folder; "
+        "allowed are letters, digits, dots, hyphens and underscores, the first not a dot or a hyphen"
+    ]
+
+
+def _batch_problems(config: RunConfig) -> list[str]:
+    size, tokens, seq_len = config.batch_size, config.batch_tokens, config.data.seq_len
+    if size is not None and tokens is not None:
+        return [f"batch_size, batch_tokens: {size} and {tokens} exclude each other; give one and set the other to null"]
+    if size is None and tokens is None:
+        return ["batch_size, batch_tokens: both are null; give one of them"]
+    if tokens is not None and tokens % seq_len:
+        below = tokens // seq_len * seq_len
+        near = f"{below} or {below + seq_len}" if below else f"{seq_len}"
+        return [f"batch_tokens: {tokens} is not a multiple of data.seq_len {seq_len}; the nearest is {near}"]
+    given = f"batch_size {size}" if tokens is None else f"the {sequences(config)} sequences of batch_tokens {tokens}"
+    if config.micro_batch != "auto" and config.micro_batch > sequences(config):
+        return [f"micro_batch: {config.micro_batch} is more than {given}; give at most that, or auto"]
+    return []
+
+
+def _text_problems(config: RunConfig) -> list[str]:
+    found = []
+    if config.data.corpus is not None and config.data.path is not None:
+        found.append(
+            f"data.corpus, data.path: {config.data.corpus!r} and {config.data.path!r} exclude each other; "
+            "give one and set the other to null"
+        )
+    if config.sample.every is not None and not config.sample.prompt:
+        found.append("sample.prompt: '' gives the model nothing to continue; give some text, or sample.every null")
+    return found
+
+
+def _model_problems(config: RunConfig) -> list[str]:
+    width, heads = config.model.width, config.model.num_heads
+    if width % heads == 0:
+        return []
+    divisors = [number for number in range(1, width + 1) if width % number == 0]
+    near = sorted(sorted(divisors, key=lambda number: abs(number - heads))[:2])
+    return [
+        f"model.num_heads: {heads} does not divide model.width {width}; nearest that do: "
+        f"{' and '.join(map(str, near))}; or a width of {width // heads * heads + heads}"
+    ]
+
+
+def _length_problems(config: RunConfig) -> list[str]:
+    """Units that a key has no use for, lengths of nothing, and a warmup that leaves nothing."""
+    lengths: dict[str, Duration | str | None] = {
+        "schedule.horizon": config.schedule.horizon,
+        "eval.every": config.eval.every,
+        "sample.every": config.sample.every,
+        "checkpoint.every": config.checkpoint.every,
+    }
+    found = []
+    if config.duration.unit == "%":
+        found.append(f"duration: {config.duration} of what? give steps, tokens, epochs or minutes")
+    if not config.duration.amount:
+        found.append(f"duration: {config.duration} is no run; give at least 1 step")
+    for key, length in lengths.items():
+        if isinstance(length, Duration) and not length.amount:
+            instead = "the run's duration" if key == "schedule.horizon" else "never in between"
+            found.append(f"{key}: {length} is not a length; give at least 1 step, or null for {instead}")
+    lengths |= {
+        "schedule.warmup": config.schedule.warmup,
+        "schedule.decay_steps": config.schedule.decay_steps,
+        "optim.clip_from": config.optim.clip_from,
+    }
+    found += [
+        f"{key}: {length} is a time, and only the duration may be one; give steps, tokens, epochs or %"
+        for key, length in lengths.items()
+        if isinstance(length, Duration) and length.unit == "minutes"
+    ]
+    if warmup_is_too_long(config):
+        laid_out = config.schedule.horizon or config.duration
+        source = "schedule.horizon" if config.schedule.horizon else "the duration, since schedule.horizon is null"
+        found.append(
+            f"schedule.warmup: {config.schedule.warmup} is not shorter than the horizon of {laid_out} ({source}); "
+            "give a shorter warmup, or a longer schedule.horizon"
+        )
+    return found
+
+
+def _rate_problems(config: RunConfig) -> list[str]:
+    plan, peak = config.schedule, config.optim.lr
+    found = []
+    for key, share in {"min_lr": plan.min_lr, "initial_lr": plan.initial_lr}.items():
+        if share is not None and share.of(peak) > peak:
+            found.append(
+                f"schedule.{key}: {share.plain()} is above the peak optim.lr {peak:g}; "
+                "give at most that, or a share of it such as 10%"
+            )
+    return found + (_own_problems(plan) if plan.dialect is None else _fixed_by_dialect(plan))
+
+
+def _own_problems(plan: ScheduleConfig) -> list[str]:
+    found = []
+    if plan.warmup_shape == "exponential" and (plan.initial_lr is None or not plan.initial_lr.amount):
+        found.append(
+            "schedule.warmup_shape: exponential multiplies from step to step; "
+            "give a schedule.initial_lr above 0, such as 1%, or the shape linear"
+        )
+    if plan.initial_lr is not None and plan.warmup.unit == "steps" and plan.warmup.amount < 2:
+        found.append(
+            f"schedule.initial_lr: {plan.initial_lr.plain()} cannot rise to the peak in a warmup of "
+            f"{plan.warmup.plain()}; give schedule.warmup 2 steps or more, or leave initial_lr out"
+        )
+    return found
+
+
+def _fixed_by_dialect(plan: ScheduleConfig) -> list[str]:
+    """A dialect is a whole formula: the keys that shape our own have nothing to say beside it."""
+    own = ScheduleConfig()
+    return [
+        f"schedule.{key}: {getattr(plan, key)} has no effect, because the dialect {plan.dialect} fixes the shape; "
+        f"leave it out, or set schedule.dialect to null"
+        for key in ("warmup_shape", "decay", "decay_steps")
+        if getattr(plan, key) != getattr(own, key)
+    ]
+
+
+def _arithmetic_problems(config: RunConfig) -> list[str]:
+    found = []
+    if config.precision == "fp16" and config.device == "cpu":
+        found.append("precision: fp16 is not for training on device cpu; give fp32 or bf16")
+    if config.kernels == "reference" and config.compile is True:
+        found.append("compile: true contradicts kernels reference, which is eager; set one of them to auto")
+    return found

@@ -1,0 +1,200 @@
+"""Every knob of a run as one frozen tree; the same tree is the YAML file, these models and the flags.
+
+Knows no component: a value is a name or a number, and what it builds is decided in `planning` and `build`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainwell.config.values import Duration, Share
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: frozen, strict about names, its field docstrings shown as help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which text, cut into tokens and windows how."""
+
+    corpus: str | None = "python-docs"
+    """Corpus by name: python-docs (embedded), tiny-shakespeare, verdict. Excludes data.path."""
+    path: str | None = None
+    """Your own UTF-8 text: a file, or a folder of .txt and .md files. Excludes data.corpus."""
+    tokenizer: str = "bytes"
+    """bytes, chars, gpt2, or the path of a Hugging Face tokenizer.json."""
+    seq_len: Positive = 128
+    """Tokens per sequence: the context length the model is trained on."""
+    stride: Positive | None = None
+    """Tokens between the starts of neighbouring windows; null means seq_len (no overlap)."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the text held out for validation."""
+    split: Literal["auto", "tail", "documents"] = "auto"
+    """How text is held out: the tail of it, or whole documents by hash; auto is tail for one text, documents for several."""
+    order: Literal["shuffled", "sequential"] = "shuffled"
+    """Order of windows: reshuffled every epoch, without replacement; or as they stand in the file."""
+
+
+class ModelConfig(Section):
+    """The shape of the model and how its weights start."""
+
+    arch: Literal["gpt2"] = "gpt2"
+    """Architecture."""
+    num_layers: Positive = 4
+    """Transformer blocks."""
+    num_heads: Positive = 4
+    """Attention heads; must divide width."""
+    width: Positive = 128
+    """Size of the residual stream (n_embd, emb_dim)."""
+    dropout: Fraction = 0.0
+    """Dropout on embeddings, attention weights and residual branches."""
+    tie_head: bool = True
+    """Share the token embedding with the output head."""
+    qkv_bias: bool = True
+    """Biases in the query, key and value projections."""
+    init: Literal["gpt2", "torch"] = "gpt2"
+    """Initial weights: GPT-2's (normal, residual projections scaled) or torch's defaults as in the book."""
+    pad_vocab_to: Positive | None = None
+    """Pad the vocabulary to this many entries (50304 for GPT-2); null leaves it as the tokenizer has it."""
+
+
+class OptimConfig(Section):
+    """The optimizer, its parameter groups and clipping."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for hidden matrices with adamw for the rest."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moments."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Which tensors decay: those of two or more dimensions, or all of them (as in the book)."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip gradients to this global L2 norm; null never clips."""
+    clip_from: Literal["warmup"] | Duration = Duration.parse(0)
+    """First step that is clipped, or warmup: clip from the end of the warmup."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step."""
+
+    dialect: str | None = None
+    """Use another system's exact formula: book, nanogpt, build-nanogpt; null is trainwell's own."""
+    warmup: Duration = Duration.parse("10%")
+    """Length of the warmup; 0 for none. Per cents are of the horizon."""
+    warmup_shape: Literal["linear", "exponential"] = "linear"
+    """Shape of the warmup; exponential needs initial_lr."""
+    initial_lr: Share | None = None
+    """Rate of step 0, as a rate or a share of the peak ("1%"); null starts at peak / warmup."""
+    decay: Literal["cosine", "linear", "constant", "inverse-sqrt", "wsd"] = "cosine"
+    """Shape after the warmup; wsd (warmup, stable, decay) stays at the peak and decays over decay_steps."""
+    decay_steps: Duration = Duration.parse("20%")
+    """Length of the final decay of wsd; other shapes do not use it."""
+    min_lr: Share = Share.parse("10%")
+    """Rate at the end of the horizon, as a rate or a share of the peak."""
+    horizon: Duration | None = None
+    """Length over which the schedule is laid out; null is the run's duration. Past it the rate stays constant."""
+
+
+class EvalConfig(Section):
+    """Validation loss during training."""
+
+    every: Duration | None = Duration.parse(200)
+    """How often; null never. A run also evaluates before step 0 and at its end."""
+    batches: Annotated[int, Field(ge=0)] = 20
+    """Batches of batch_size sequences, the same each time; 0 is the whole validation set."""
+
+
+class SampleConfig(Section):
+    """Text generated during training."""
+
+    every: Duration | None = Duration.parse("1 epochs")
+    """How often; null never."""
+    prompt: str = "The "
+    """What the sample continues."""
+    tokens: Positive = 50
+    """Tokens to generate."""
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    """Softmax temperature; 0 always takes the likeliest token."""
+    top_k: Positive | None = 50
+    """Draw from the k likeliest tokens only; null draws from all."""
+
+
+class CheckpointConfig(Section):
+    """What is saved, and how much of it is kept."""
+
+    every: Duration | None = Duration.parse(500)
+    """How often; null only at the end and on a stop."""
+    keep: Positive = 3
+    """Checkpoints kept, newest first."""
+    best: bool = True
+    """Also keep the checkpoint with the lowest validation loss."""
+
+
+class LogConfig(Section):
+    """What is printed; metrics.jsonl holds every step whatever this says."""
+
+    every: Positive = 10
+    """Steps between printed lines."""
+
+
+class RunConfig(Section):
+    """One run: every key has a default, and the defaults are the recipe `demo`."""
+
+    name: str = "my-run"
+    """Name of the run; its folder is runs/NAME."""
+    task: Literal["pretrain"] = "pretrain"
+    """What is learned."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    """Seed of everything random: initial weights, data order, dropout, samples."""
+    duration: Duration = Duration.parse(1200)
+    """Length of the run: 1200 (steps), "2M tokens", "15 epochs", "5 minutes"."""
+    batch_size: Positive | None = 32
+    """Sequences per step over all ranks. Excludes batch_tokens."""
+    batch_tokens: Positive | None = None
+    """Tokens per step over all ranks. Excludes batch_size."""
+    micro_batch: Literal["auto"] | Positive = "auto"
+    """Sequences per forward pass; memory depends on it, results do not."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto is cuda, then mps, then cpu."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where native, fp16 with scaling on other GPUs, else fp32."""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile the model; auto compiles on CUDA when the run is long enough to pay for it."""
+    kernels: Literal["auto", "reference"] = "auto"
+    """auto: fused optimizer and folded clipping; reference: plain operations, eager, bitwise equal to the plain loop."""
+    deterministic: bool = False
+    """On CUDA, use deterministic algorithms only; a CPU run always does."""
+    parallel: Literal["auto", "none"] = "auto"
+    """How several processes share the work; this version trains in one."""
+    init_from: str | None = None
+    """Start from the weights of a run or a step of it: runs/demo, runs/demo@1200, runs/demo@best."""
+    data: DataConfig = DataConfig()
+    """Which text, cut into tokens and windows how."""
+    model: ModelConfig = ModelConfig()
+    """The shape of the model and how its weights start."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer, its parameter groups and clipping."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate as a function of the step."""
+    eval: EvalConfig = EvalConfig()
+    """Validation loss during training."""
+    sample: SampleConfig = SampleConfig()
+    """Text generated during training."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What is saved, and how much of it is kept."""
+    log: LogConfig = LogConfig()
+    """What is printed."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Yours: free keys, recorded with the run, read by your own parts."""
+    custom: dict[str, Any] = Field(default_factory=dict)
+    """Written by trainwell: which parts of the run were given in Python, so that it can say which script has them."""

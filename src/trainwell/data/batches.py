@@ -1,0 +1,240 @@
+"""The global batch of a step, as a function of the step and of nothing else: there is no loader state.
+
+Ranks take whole micro-batches in turn, so neither their number nor anything else here changes which text a step sees.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainwell.data.order import count_windows, windows_at
+from trainwell.errors import ConfigError, DataError
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass sees: `inputs` and `targets` (B, T) int64, and the first row's place in the global batch."""
+
+    inputs: Tensor
+    targets: Tensor
+    index: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's part of a step's global batch; `tokens` and `epoch` (a float) describe the global one."""
+
+    micro_batches: Sequence[MicroBatch]
+    tokens: int
+    epoch: float
+
+
+BatchSource = Callable[[int], Batch]
+"""What the trainer asks for data: the step in, its batch out."""
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Map-style data: `len(d)` examples, each a pair (inputs, targets) of equally long sequences of ids."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+class Windows:
+    """Windows of `seq_len` tokens at a stride over one array of ids, each with its targets one token later."""
+
+    def __init__(self, tokens: NDArray[np.generic], seq_len: int, stride: int) -> None:
+        self._tokens = tokens
+        self._stride = stride
+        self._span = np.arange(seq_len + 1)
+        self._count = count_windows(len(tokens), seq_len, stride)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        inputs, targets = self.gather(np.array([index]))
+        return inputs[0], targets[0]
+
+    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and targets (len(indices), seq_len) of several windows at once."""
+        rows = self._tokens[indices[:, None] * self._stride + self._span].astype(np.int64)
+        return rows[:, :-1], rows[:, 1:]
+
+
+def stack(examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (len(indices), T) of the named examples, as int64 on the CPU."""
+    if isinstance(examples, Windows):
+        inputs, targets = examples.gather(indices)
+        return torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(np.ascontiguousarray(targets))
+    rows = [examples[int(index)] for index in indices]
+    return (
+        torch.stack([torch.as_tensor(row[0], dtype=torch.int64) for row in rows]),
+        torch.stack([torch.as_tensor(row[1], dtype=torch.int64) for row in rows]),
+    )
+
+
+def cut(
+    inputs: Tensor, targets: Tensor, micro_batch: int, device: torch.device, *, rank: int = 0, world_size: int = 1
+) -> list[MicroBatch]:
+    """Cut rows into micro-batches of one shape, every `world_size`-th of them; filler rows have IGNORED targets.
+
+    Every rank gets the same number, so shapes never change and no rank waits for another; indices do not depend on ranks.
+    """
+    rows = inputs.shape[0]
+    in_turn = -(-rows // (micro_batch * world_size)) * world_size
+    missing = in_turn * micro_batch - rows
+    if missing:
+        inputs = torch.cat((inputs, inputs[:1].expand(missing, -1)))
+        targets = torch.cat((targets, targets.new_full((missing, targets.shape[1]), IGNORED)))
+    pairs = zip(inputs.split(micro_batch), targets.split(micro_batch), range(0, rows + missing, micro_batch), strict=True)
+    return [MicroBatch(_to(x, device), _to(y, device), index) for x, y, index in list(pairs)[rank::world_size]]
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class Plan(Protocol):
+    """How many examples each step takes; `trainwell.optim.batch_plan.BatchPlan` is one."""
+
+    def size(self, step: int) -> int:
+        """Sequences of the step's global batch."""
+
+    def examples_before(self, step: int) -> int:
+        """Sequences of all steps before it."""
+
+
+class Batches:
+    """Examples without replacement, reshuffled every epoch; batches run across epoch ends and nothing is dropped."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        plan: Plan,
+        *,
+        micro_batch: int,
+        seed: int,
+        order: Literal["shuffled", "sequential"] = "shuffled",
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(examples) == 0:
+            raise DataError("the training data has no examples; at least one is needed")
+        self.examples = examples
+        self.plan = plan
+        self._cut = {"micro_batch": micro_batch, "device": device, "rank": rank, "world_size": world_size}
+        self._seed = seed
+        self._order: Literal["shuffled", "sequential"] = order
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """The examples of a step's global batch, in order."""
+        start, size = self.plan.examples_before(step), self.plan.size(step)
+        return windows_at(start, size, len(self.examples), self._seed, self._order)
+
+    def __call__(self, step: int) -> Batch:
+        inputs, targets = stack(self.examples, self.indices(step))
+        micro_batches = cut(inputs, targets, **self._cut)  # type: ignore[arg-type]
+        return Batch(micro_batches, inputs.numel(), self.plan.examples_before(step) / len(self.examples))
+
+
+class Prefetch:
+    """Prepares the next step's batch in a thread while this one trains; `wait_s` is what the trainer had to wait."""
+
+    def __init__(self, batches: BatchSource) -> None:
+        self._batches = batches
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainwell-data")
+        self._next: tuple[int, Future[Batch]] | None = None
+        self.wait_s = 0.0
+
+    def __call__(self, step: int) -> Batch:
+        begin = time.perf_counter()
+        ahead = self._next
+        batch = ahead[1].result() if ahead is not None and ahead[0] == step else self._batches(step)
+        self._next = (step + 1, self._pool.submit(self._batches, step + 1))
+        self.wait_s = time.perf_counter() - begin
+        return batch
+
+    def close(self) -> None:
+        """Drop what was prepared and end the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Stream:
+    """Batches from an iterable that only runs forward, begun anew when it ends; made by `from_loader`.
+
+    What is not promised with it: the data order is the iterable's own, and a resumed run starts the iterable from its
+    beginning, so resuming is not exact.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self._loader = loader
+        self._rows: Iterator[Any] | None = None
+        self._first: Any = None
+        self._epoch = 0
+        self._micro_batch: int | None = None
+        self._device = torch.device("cpu")
+
+    def place(self, micro_batch: int | None, device: torch.device) -> "Stream":
+        """Say how its batches are cut (None: not at all) and where they go; the composition root does."""
+        self._micro_batch, self._device = micro_batch, device
+        return self
+
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the first batch, from which tokens and epochs are planned; the batch is not used up."""
+        self._first = self._pull()
+        rows, columns = torch.as_tensor(self._first[0]).shape
+        return rows, columns
+
+    def __call__(self, step: int) -> Batch:
+        pair, self._first = self._first if self._first is not None else self._pull(), None
+        inputs, targets = torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
+        micro_batches = cut(inputs, targets, self._micro_batch or len(inputs), self._device)
+        return Batch(micro_batches, inputs.numel(), float(self._epoch))
+
+    def _pull(self) -> Any:
+        for _ in range(2):
+            if self._rows is None:
+                self._rows = iter(self._loader)
+            pair = next(self._rows, None)
+            if pair is not None:
+                return pair
+            self._rows, self._epoch = None, self._epoch + 1
+        raise DataError("the loader ended at once when begun anew; it must yield (inputs, targets) batches each time")
+
+
+def from_loader(loader: Iterable[Any]) -> Stream:
+    """Train on any iterable of (inputs, targets) batches, both (B, T) integer tensors; each is one step's global batch.
+
+    Forward only: order, batch size and epochs are the iterable's, and resuming starts it anew (see `Stream`).
+    """
+    if not isinstance(loader, Iterable):
+        raise ConfigError(f"from_loader takes an iterable of (inputs, targets) batches, not {type(loader).__name__}")
+    return Stream(loader)
+
+
+def evaluation_batches(
+    examples: Examples, *, batch_size: int, micro_batch: int, batches: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    """The same micro-batches each time: `batches` x `batch_size` examples spread evenly over the data; 0 takes all."""
+    count = len(examples)
+    taken = count if batches == 0 else min(count, batches * batch_size)
+    indices = np.arange(taken, dtype=np.int64) * count // max(taken, 1)
+    for start in range(0, taken, micro_batch):
+        inputs, targets = stack(examples, indices[start : start + micro_batch])
+        for micro in cut(inputs, targets, micro_batch, device):
+            yield MicroBatch(micro.inputs, micro.targets, start)

@@ -1,0 +1,63 @@
+"""Validation: the loss per target token on the same examples each time, with no effect on training."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import nn
+
+from trainwell.data.batches import IGNORED, MicroBatch
+from trainwell.model.loss import Loss, token_loss, with_parts
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`loss` in nats per target token, over `targets` of them; `bits_per_byte` where the bytes of a token are known."""
+
+    loss: float
+    targets: int
+    bits_per_byte: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Callable[[], Iterable[MicroBatch]],
+    loss: Loss = token_loss,
+    *,
+    autocast: torch.dtype | None = None,
+    bytes_per_token: float | None = None,
+) -> Evaluation:
+    """Evaluate `model` over the micro-batches that `batches()` yields: a token-weighted mean, summed in float64.
+
+    Dropout is off and no random number is drawn. bits per byte = loss / ln 2 / bytes_per_token.
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    targets = torch.zeros((), dtype=torch.int64, device=device)
+    with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        for batch in batches():
+            total += with_parts(loss(model, batch))[0].double()
+            targets += (batch.targets != IGNORED).sum()
+    mean = float(total) / max(int(targets), 1)
+    bits = None if bytes_per_token is None else mean / log(2) / bytes_per_token
+    return Evaluation(mean, int(targets), bits)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without gradients and with dropout off; leaves the model in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

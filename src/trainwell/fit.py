@@ -1,0 +1,67 @@
+"""THE LOOP. A generator that does the bookkeeping after the body: no callbacks, no hooks; a new behaviour is a line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from trainwell.report.load import load_run
+from trainwell.report.plots import write_plots
+from trainwell.report.verdict import verdict
+from trainwell.run import Run
+from trainwell.trainer import StepResult
+
+
+def steps(run: Run) -> Iterator[StepResult]:
+    """Yield each finished step, then record, save and evaluate it; continues from the newest verified checkpoint.
+
+    The body of the `for` sees the step before it is recorded or saved, with its gradients still there.
+    """
+    run.restore()
+    with deterministic(run.settings.deterministic):
+        run.rehearse()
+        for result in run.trainer.steps(until=run.num_steps):
+            yield result
+            run.metrics.add(result)
+            due = run.due(result.step)
+            if due.save:
+                run.save()  # before evaluating: an evaluation that fails must not lose the run
+            if due.evaluate:
+                run.record(run.evaluate())
+            if due.sample:
+                run.sample()
+            if due.stop:
+                break
+    conclude(run)
+
+
+def fit(run: Run) -> Run:
+    """Take all steps that are left, and give the folder back."""
+    with run:
+        for _ in steps(run):
+            pass
+    return run
+
+
+def conclude(run: Run) -> None:
+    """Draw the plots, say how it went and where everything is."""
+    data = load_run(run.run_dir.path)
+    plots = write_plots(data)
+    run.console.message(verdict(data))
+    run.console.message(f"checkpoint {run.run_dir.checkpoints / f'step-{run.trainer.step}'}, plots in {run.run_dir.plots} ({len(plots)} PNG files)")
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Only deterministic algorithms inside, and as before outside; uninitialised memory is not filled, for speed.
+
+    Without it even a CPU adds up the gradient of an embedding in an order that changes from run to run.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(wanted or before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1] and not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

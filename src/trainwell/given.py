@@ -1,0 +1,154 @@
+"""Parts that are given in Python, and the data of a run, given or prepared; what a given part switches off is said.
+
+Knows how parts are recorded, not how they are put together.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from trainwell.config.tree import RunConfig
+from trainwell.data.batches import Examples, Stream, Windows, stack
+from trainwell.data.prepare import StoreInfo, TokenStore, prepare
+from trainwell.data.tokenizer import Tokenizer
+from trainwell.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was given in place of what the configuration would have made; None for what was not."""
+
+    model: Any = None
+    data: Any = None
+    val: Any = None
+    optimizer: Any = None
+    schedules: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
+    loss: Any = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Examples to train and evaluate on, and what is known of them."""
+
+    config: RunConfig
+    """With seq_len and batch_size as the data has them, where it was given."""
+    train: Examples | Stream
+    val: Examples | None
+    info: StoreInfo
+    tokenizer: Tokenizer | None
+    facts: dict[str, Any]
+    """What identifies the data on resume."""
+    bytes_per_token: float | None = None
+    switched_off: tuple[str, ...] = ()
+
+
+def data_from(config: RunConfig, given: Given) -> Data:
+    """The data that was given, else the one that is configured."""
+    return _given(config, given) if given.data is not None else prepared(config, prepare(config.data), given.val)
+
+
+def prepared(config: RunConfig, store: TokenStore, val: Examples | None = None) -> Data:
+    """The data of a token store: windows at the configured stride to train on, side by side to evaluate on."""
+    info, seq_len = store.info, config.data.seq_len
+    return Data(
+        config=config,
+        train=Windows(store.train, seq_len, config.data.stride or seq_len),
+        val=Windows(store.val, seq_len, seq_len) if val is None else val,
+        info=info,
+        tokenizer=store.tokenizer,
+        facts={"fingerprint": info.fingerprint, "corpus": info.corpus, "version": info.version, "tokenizer": info.tokenizer},
+        bytes_per_token=info.val_bytes / info.val_tokens if val is None else None,
+    )
+
+
+def _given(config: RunConfig, given: Given) -> Data:
+    """The data that was given, with the configuration brought in line with its shape."""
+    train, val = given.data, given.val
+    if not isinstance(train, Stream | Examples):
+        raise ConfigError(
+            f"data: {type(train).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets), or "
+            "from_loader(iterable of (inputs, targets) batches)"
+        )
+    if val is not None and not isinstance(val, Examples):
+        raise ConfigError(f"val: {type(val).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets)")
+    update: dict[str, Any] = {}
+    off = ["off, because data was given: corpus look-up, text samples, bits per byte"]
+    if isinstance(train, Stream):
+        rows, seq_len = train.shape()
+        update = {"batch_size": rows, "batch_tokens": None}
+        off.append("not promised, because the data only runs forward: its order, and that resuming is exact")
+    else:
+        seq_len = _length_of(train)
+    update["data"] = config.data.model_copy(update={"seq_len": seq_len, "stride": None, "corpus": None, "path": None})
+    if val is None:
+        off.append("off, because no val was given: evaluation")
+    return Data(
+        config=config.model_copy(update=update),
+        train=train,
+        val=val,
+        info=_counted(train, val, seq_len, config),
+        tokenizer=None,
+        facts={"given": type(train).__qualname__, "examples": None if isinstance(train, Stream) else len(train)},
+        switched_off=tuple(off),
+    )
+
+
+def _length_of(examples: Examples) -> int:
+    if len(examples) == 0:
+        raise DataError("data: it has no examples; at least one is needed")
+    inputs, targets = stack(examples, np.array([0]))
+    if inputs.shape != targets.shape or inputs.dim() != 2:
+        raise DataError(
+            f"data: inputs and targets of example 0 have shapes {list(inputs.shape[1:])} and {list(targets.shape[1:])}; they "
+            "must be two sequences of ids of one length"
+        )
+    return int(inputs.shape[1])
+
+
+def _counted(train: Examples | Stream, val: Examples | None, seq_len: int, config: RunConfig) -> StoreInfo:
+    """The counts from which a plan is made, as if the examples were windows side by side."""
+    examples = 0 if isinstance(train, Stream) else len(train)
+    vocabulary = {"bytes": 257, "gpt2": 50257}.get(config.data.tokenizer, 0)
+    return StoreInfo(
+        train_tokens=examples * seq_len + 1 if examples else 0,
+        val_tokens=0 if val is None else len(val) * seq_len + 1,
+        train_bytes=0,
+        val_bytes=0,
+        vocab_size=config.model.pad_vocab_to or vocabulary,
+        fingerprint="given",
+        corpus="given in Python",
+        corpus_sha256="",
+        version=None,
+        tokenizer="none",
+        note=None,
+        num_texts=0,
+    )
+
+
+def describe_custom(given: Given, model: nn.Module) -> dict[str, Any]:
+    """What config.yaml says of given parts: enough to tell which script has them."""
+    parts: dict[str, Any] = {}
+    for name in ("model", "data", "val", "optimizer", "loss"):
+        part = getattr(given, name)
+        if part is not None:
+            kind = part if inspect.isroutine(part) or inspect.isclass(part) else type(part)
+            parts[name] = f"{kind.__module__}.{kind.__qualname__}"
+    if given.schedules:
+        parts["schedules"] = ", ".join(given.schedules)
+    if given.model is not None:
+        parts["parameters"] = sum(tensor.numel() for tensor in model.parameters())
+        parts["source_sha256"] = _source_hash(type(model))
+    return parts
+
+
+def _source_hash(kind: type) -> str | None:
+    """Hash of a class's source; None where there is none, as in an interactive session."""
+    try:
+        return sha256(inspect.getsource(kind).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return None

@@ -1,0 +1,153 @@
+"""GPT-2 with the switches that its sources need: Karpathy's lecture (tied head, biases) and Raschka's book (neither).
+
+Names of modules are GPT-2's own (`wte`, `h.0.attn.c_attn`, ...), so that weights travel. Knows no config and no data.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import init
+
+from trainwell.model.attention import KVCache, attend
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention with queries, keys and values in one projection."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.c_attn = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.c_proj = nn.Linear(width, width)
+        self.resid_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        heads = self.c_attn(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = heads.unbind(0)
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
+        mixed = attend(queries, keys, values, dropout=self.dropout if self.training else 0.0)
+        return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """The feed-forward half of a block: four times as wide, GELU in its tanh form as GPT-2 has it."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.gelu = nn.GELU(approximate="tanh")
+        self.c_proj = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a layer norm and beside a residual path."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, qkv_bias: bool) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads, dropout, qkv_bias)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, dropout)
+
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        x = x + self.attn(self.ln_1(x), layer, cache)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
+
+class GPT2(nn.Module):
+    """The language model: token ids (B, T) to logits (B, T, V), for T up to `seq_len`."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        seq_len: int,
+        num_layers: int,
+        num_heads: int,
+        width: int,
+        dropout: float = 0.0,
+        tie_head: bool = True,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.seq_len = seq_len
+        self.vocab_size = vocab_size
+        self.wte = nn.Embedding(vocab_size, width)
+        self.wpe = nn.Embedding(seq_len, width)
+        self.drop = nn.Dropout(dropout)
+        self.h = nn.ModuleList(Block(width, num_heads, dropout, qkv_bias) for _ in range(num_layers))
+        self.ln_f = nn.LayerNorm(width)
+        self.lm_head = nn.Linear(width, vocab_size, bias=False)
+        if tie_head:
+            self.lm_head.weight = self.wte.weight
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for generating with this model."""
+        return KVCache(len(self.h))
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of `ids` (B, T); with a cache, `ids` continue what it holds."""
+        start = 0 if cache is None else cache.length
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        x = self.drop(self.wte(ids) + self.wpe(positions))
+        for layer, block in enumerate(self.h):
+            x = block(x, layer, cache)
+        return self.lm_head(self.ln_f(x))  # type: ignore[no-any-return]
+
+
+class InitialWeights(Protocol):
+    """Fills the weights of a model in place from a CPU generator."""
+
+    def __call__(self, model: GPT2, generator: Generator) -> None: ...
+
+
+def init_torch(model: GPT2, generator: Generator) -> None:
+    """Torch's default draws in the construction order of the book's model, whose query, key and value are apart."""
+    _draw_defaults(model, generator, split_qkv=True)
+
+
+def init_gpt2(model: GPT2, generator: Generator) -> None:
+    """GPT-2's weights, N(0, 0.02) with residual projections scaled by (2 num_layers)^-0.5, as Karpathy's code draws them.
+
+    His model first draws torch's defaults for every module and then draws again over them, a tied head once more.
+    """
+    _draw_defaults(model, generator, split_qkv=False)
+    residual_std = 0.02 * (2 * len(model.h)) ** -0.5
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, 0.0, residual_std if name.endswith("c_proj") else 0.02, generator=generator)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
+
+
+def _draw_defaults(model: GPT2, generator: Generator, *, split_qkv: bool) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, generator=generator)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            parts = 3 if split_qkv and name.endswith("c_attn") else 1
+            biases = [None] * parts if module.bias is None else module.bias.chunk(parts)
+            for weight, bias in zip(module.weight.chunk(parts), biases, strict=True):
+                _draw_linear(weight, bias, generator)
+
+
+@torch.no_grad()
+def _draw_linear(weight: Tensor, bias: Tensor | None, generator: Generator) -> None:
+    """The draws of `nn.Linear.reset_parameters`: both uniform in +- fan_in^-0.5."""
+    init.kaiming_uniform_(weight, a=5**0.5, generator=generator)
+    if bias is not None:
+        bound = weight.shape[1] ** -0.5
+        init.uniform_(bias, -bound, bound, generator=generator)

@@ -1,0 +1,1 @@
+"""Everything between gradients and weights: schedules, the batch plan, parameter groups, clipping and the guard."""

@@ -1,0 +1,173 @@
+"""Other systems' learning rates, to the letter, so that a recipe of theirs gives their rates here.
+
+Knows no configuration; `DIALECTS[name](peak, initial, minimum, warmup, horizon)` is the whole interface. Rates are
+absolute, steps count from 0. The quirks are theirs and are kept: some spend step 0 at rate 0, some have the peak twice,
+most never reach their minimum. Sources: the named projects' published code, each read as one formula.
+"""
+
+import math
+from collections.abc import Callable
+
+from trainwell.optim.schedule import Schedule, cosine
+
+Dialect = Callable[[float, float | None, float, int, int], Schedule]
+"""From (peak, initial, minimum, warmup, horizon) to a schedule."""
+
+
+def book(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Raschka, Build a Large Language Model (From Scratch), appendix D: step 0 at the initial rate."""
+    first = initial or 0.0
+    increment = (peak - first) / warmup if warmup else 0.0
+    return _joined(warmup, lambda step: first + step * increment, _falling(peak, minimum, warmup, horizon))
+
+
+def build_nanogpt(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Karpathy's GPT-2 lecture: the peak twice, on the last step of the warmup and the one after."""
+    return _joined(warmup, lambda step: peak * (step + 1) / warmup, _falling(peak, minimum, warmup, horizon))
+
+
+def nanogpt(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Give nanoGPT's: the warmup is divided by one more, so that the peak comes once, just after it."""
+    return _joined(warmup, lambda step: peak * (step + 1) / (warmup + 1), _falling(peak, minimum, warmup, horizon))
+
+
+def from_zero(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """LitGPT, Composer, nanotron: step 0 at rate 0, the peak just after the warmup."""
+    return _joined(warmup, lambda step: peak * step / warmup, _falling(peak, minimum, warmup, horizon))
+
+
+def olmo_core(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """OLMo-core: counts steps from 1, may start above 0, reaches its minimum on the last step."""
+    first = initial or 0.0
+    fall = _falling(peak, minimum, warmup, horizon)
+    return lambda step: first + (peak - first) * (step + 1) / warmup if step + 1 < warmup else fall(step + 1)
+
+
+def hf_cosine(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Hugging Face `cosine`: to 0, and up again past the horizon."""
+    return hf_cosine_min(peak, None, 0.0, warmup, horizon)
+
+
+def hf_cosine_min(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Hugging Face `cosine_with_min_lr`: as `cosine`, scaled to end at the minimum."""
+    fall = _waving(peak, minimum, warmup, horizon)
+    return _joined(warmup, lambda step: peak * step / warmup, fall)
+
+
+def hf_cosine_warmup_min(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Hugging Face `cosine_warmup_with_min_lr`: one step ahead of `cosine_with_min_lr`, so no step is lost."""
+    fall = _waving(peak, minimum, warmup, horizon)
+    return _joined(warmup, lambda step: peak * (step + 1) / warmup, lambda step: fall(step + 1))
+
+
+def hf_linear(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Hugging Face `linear`: to 0 at the horizon."""
+    return _joined(
+        warmup, lambda step: peak * step / warmup, lambda step: peak * max(0, horizon - step) / (horizon - warmup)
+    )
+
+
+def hf_inverse_sqrt(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Hugging Face `inverse_sqrt`, whose timescale is the warmup, or 10,000 steps without one."""
+    timescale = warmup or 10_000
+    return _joined(
+        warmup,
+        lambda step: peak * step / warmup,
+        lambda step: peak * math.sqrt(timescale / (step - warmup + timescale)),
+    )
+
+
+def nanochat(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Give nanochat's: at the peak until the last 65 % of the horizon, then a line to 5 % of it."""
+    down, floor = round(0.65 * horizon), 0.05
+
+    def fall(step: int) -> float:
+        left = min(1.0, (horizon - step) / down)
+        return peak * (left + (1 - left) * floor)
+
+    return _joined(warmup, lambda step: peak * (step + 1) / warmup, fall)
+
+
+def llm_c_wsd(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Give llm.c's `wsd`: at the peak for 80 % of the horizon, then down with one minus a square root."""
+    start, floor = int(0.8 * horizon), minimum / peak
+
+    def fall(step: int) -> float:
+        if step < start:
+            return peak
+        return floor * peak + (1 - math.sqrt((step - start) / (horizon - start))) * (1 - floor) * peak
+
+    return _joined(warmup, lambda step: peak * (step + 1) / warmup, fall)
+
+
+DIALECTS: dict[str, Dialect] = {
+    "book": book,
+    "build-nanogpt": build_nanogpt,
+    "composer": from_zero,
+    "hf-cosine": hf_cosine,
+    "hf-cosine-warmup-with-min-lr": hf_cosine_warmup_min,
+    "hf-cosine-with-min-lr": hf_cosine_min,
+    "hf-inverse-sqrt": hf_inverse_sqrt,
+    "hf-linear": hf_linear,
+    "litgpt": from_zero,
+    "llm.c": build_nanogpt,
+    "llm.c-wsd": llm_c_wsd,
+    "nanochat": nanochat,
+    "nanogpt": nanogpt,
+    "nanotron": from_zero,
+    "olmo-core": olmo_core,
+    "torchtitan": build_nanogpt,
+}
+"""Every dialect by its name; torchtitan's is the cosine whose decay takes all that the warmup leaves."""
+
+_COSINE = "m + (P - m) x (1 + cos(pi x (s - W)/(T - W)))/2"
+_COSINE_AHEAD = "m + (P - m) x (1 + cos(pi x (s + 1 - W)/(T - W)))/2"
+
+FORMULAS: dict[str, tuple[str, str]] = {
+    "book": ("I + s x (P - I)/W", _COSINE),
+    "build-nanogpt": ("P x (s + 1)/W", _COSINE),
+    "composer": ("P x s/W", _COSINE),
+    "hf-cosine": ("P x s/W", "P x (1 + cos(pi x (s - W)/(T - W)))/2"),
+    "hf-cosine-warmup-with-min-lr": ("P x (s + 1)/W", _COSINE_AHEAD),
+    "hf-cosine-with-min-lr": ("P x s/W", _COSINE),
+    "hf-inverse-sqrt": ("P x s/W", "P x sqrt(W/s)"),
+    "hf-linear": ("P x s/W", "P x max(0, T - s)/(T - W)"),
+    "litgpt": ("P x s/W", _COSINE),
+    "llm.c": ("P x (s + 1)/W", _COSINE),
+    "llm.c-wsd": ("P x (s + 1)/W", "m + (P - m) x (1 - sqrt((s - int(0.8 x T))/(T - int(0.8 x T))))"),
+    "nanochat": ("P x (s + 1)/W", "P x (0.05 + 0.95 x (T - s)/round(0.65 x T))"),
+    "nanogpt": ("P x (s + 1)/(W + 1)", _COSINE),
+    "nanotron": ("P x s/W", _COSINE),
+    "olmo-core": ("I + (P - I) x (s + 1)/W", _COSINE_AHEAD),
+    "torchtitan": ("P x (s + 1)/W", _COSINE),
+}
+"""The same for readers: in the warmup, and after it where the rate is neither P nor m. Tests evaluate them.
+
+P is the peak, I the initial rate, m the minimum, s the step, W the warmup, T the horizon.
+"""
+
+READ_INITIAL = frozenset({"book", "olmo-core"})
+"""Those whose warmup starts at the initial rate; the rest start at 0 or one step above it."""
+
+OWN_MINIMUM = frozenset({"hf-cosine", "hf-inverse-sqrt", "hf-linear", "nanochat"})
+"""Those that end where they end, whatever minimum is asked for."""
+
+END_AT_HORIZON = frozenset({"book", "llm.c", "llm.c-wsd", "nanochat"})
+"""Those that say nothing about a step past the horizon."""
+
+RISE_AGAIN = frozenset({"hf-cosine", "hf-cosine-with-min-lr", "hf-cosine-warmup-with-min-lr"})
+"""Those whose rate climbs again past the horizon."""
+
+
+def _joined(warmup: int, rise: Schedule, fall: Schedule) -> Schedule:
+    return lambda step: rise(step) if step < warmup else fall(step)
+
+
+def _falling(peak: float, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Give the cosine at (step - warmup)/(horizon - warmup), at the minimum past the horizon."""
+    return lambda step: minimum if step >= horizon else cosine((step - warmup) / (horizon - warmup), peak, minimum)
+
+
+def _waving(peak: float, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Give the same cosine with nothing to stop it past the horizon."""
+    return lambda step: cosine((step - warmup) / (horizon - warmup), peak, minimum)

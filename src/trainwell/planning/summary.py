@@ -1,0 +1,27 @@
+"""What a run comes to, in the few lines printed before its first step."""
+
+from trainwell.planning.describe import schedule_line
+from trainwell.planning.lints import notes
+from trainwell.planning.resolve import Plan
+from trainwell.runs.console import short_count
+
+
+def summary(plan: Plan, parameters: int) -> list[str]:
+    """Size, length, data and schedule, one line each, then what is worth knowing about them."""
+    tokens = plan.batch.tokens_before(plan.num_steps)
+    return [
+        f"{plan.config.name}: {parameters:,} parameters, {plan.num_steps:,} steps of {plan.batch.size(0)} x {plan.seq_len} = "
+        f"{plan.batch.tokens_before(1):,} tokens, {short_count(tokens)} in all",
+        f"data: {_data(plan)}, {tokens / parameters:.3g} tokens per parameter",
+        f"schedule: {schedule_line(plan)}",
+        *(f"note: {line}" for line in notes(plan)),
+    ]
+
+
+def _data(plan: Plan) -> str:
+    info, epochs = plan.info, plan.epoch(plan.num_steps)
+    if info is None:
+        return "not counted yet"
+    passes = "an unknown number of passes" if epochs is None else f"{epochs:.2f} passes over {plan.num_windows:,} windows"
+    version = "" if info.version is None else f" ({info.version})"
+    return f"{info.corpus}{version}, {short_count(info.train_tokens)} tokens, tokenizer {info.tokenizer}, {passes}"

@@ -1,0 +1,128 @@
+"""What `train TARGET` means: start a recipe, continue a run, or branch from a step of one. Reads files, never torch.
+
+A name is looked up as a path, a run, a recipe, in this order.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainwell.checkpoint.layout import saved_steps
+from trainwell.config import load
+from trainwell.config.tree import RunConfig
+from trainwell.errors import ConfigError, StorageError
+from trainwell.runs.metrics import MetricsFile
+from trainwell.runs.rundir import RunDir, Step, is_run, next_free, parse_target
+
+FREE = ("log.", "eval.", "sample.", "checkpoint.", "name")
+"""Keys (or beginnings of them) that change nothing about the steps, so a run may continue with other values."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run lives and what it is."""
+
+    config: RunConfig
+    run_dir: RunDir
+    parent: tuple[RunDir, int] | None = None
+    """The run and step it branches from."""
+
+
+def find_start(
+    target: str | None,
+    *,
+    file: Path | None = None,
+    flags: Mapping[str, object] | None = None,
+    run: Path | None = None,
+    source: str = "command line",
+) -> Start:
+    """Say what to train and where; raise ConfigError when target, folder and flags do not fit together."""
+    flags = flags or {}
+    path, step = parse_target(target) if target is not None else (None, None)
+    if path is not None and is_run(Path(path)):
+        source = RunDir(Path(path))
+        if step is not None:
+            return _branch(source, step, flags, run)
+        if run is not None and run.resolve() != source.path.resolve():
+            raise ConfigError(
+                f"--run {run}: {path} is a run and continues in its own folder; to branch from it write {path}@last"
+            )
+        return Start(_continued(source, load.load(None, file=source.config_yaml, flags=flags)), source)
+    if step is not None:
+        raise ConfigError(f"{target}: there is no run in {path}; a step is named as runs/NAME@1200, @best or @last")
+    config = load.load(path, file=file, flags=flags, source=source)
+    directory = next_free(config.name) if run is None else RunDir(run)
+    if is_run(directory.path):
+        return Start(_continued(directory, config), directory)
+    return Start(config, directory)
+
+
+def find_step(run: RunDir, step: Step) -> int:
+    """The step that `@1200`, `@last` or `@best` (lowest validation loss) names among a run's checkpoints."""
+    saved = saved_steps(run.checkpoints)
+    if not saved:
+        raise StorageError(f"{run.path} has no checkpoint yet; train it first")
+    if step == "last":
+        return saved[-1]
+    if step == "best":
+        return best_step(run, saved)
+    if step not in saved:
+        raise ConfigError(f"{run.path} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")
+    return step
+
+
+def best_step(run: RunDir, saved: list[int]) -> int:
+    """Of the saved steps, the one with the lowest validation loss; the last where none was evaluated."""
+    losses = {row["step"]: row["val/loss"] for row in MetricsFile(run.metrics_jsonl).read().val}
+    evaluated = [step for step in saved if step in losses]
+    return min(evaluated, key=lambda step: (losses[step], step)) if evaluated else saved[-1]
+
+
+def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path | None) -> Start:
+    number = find_step(source, step)
+    if run is None:
+        raise ConfigError(f"{source.path}@{number}: a branch needs a folder of its own; name it with --run NEW")
+    config = load.load(None, file=source.config_yaml, flags={"name": run.name, **flags})
+    if is_run(run):
+        return Start(_continued(RunDir(run), config), RunDir(run), (source, number))
+    return Start(config, RunDir(run), (source, number))
+
+
+def _continued(run: RunDir, wanted: RunConfig) -> RunConfig:
+    """The configuration a run continues with: its own, with `wanted` for keys that are free; other changes are refused."""
+    recorded = load.load(None, file=run.config_yaml)
+    old, new = flat(recorded), flat(wanted)
+    free = FREE if recorded.schedule.horizon is None else (*FREE, "duration")
+    changed = [
+        key for key in new if old[key] != new[key] and not _left_open(key, new[key]) and not key.startswith(free)
+    ]
+    if changed:
+        lines = [f"  {key}: {old[key]} there, {new[key]} wanted" for key in changed]
+        hint = (
+            "\n  (its schedule is laid out over its duration; with schedule.horizon set, the duration would be free)"
+            if "duration" in changed
+            else ""
+        )
+        raise ConfigError(
+            f"{run.path} already holds a run with other settings:\n" + "\n".join(lines) + hint + "\n"
+            f"Leave them as they are to continue it, start anew with --run OTHER, or branch: trainwell train {run.path}@last --run NEW"
+        )
+    kept = {key: old[key] for key in old if not key.startswith(free)}
+    return load.load(None, file=run.config_yaml, flags={**{key: new[key] for key in new if key not in kept}})
+
+
+def _left_open(key: str, value: Any) -> bool:
+    """Whether a wanted value says no more than: as you see fit; the run has seen fit, and written what."""
+    return value == "auto" or key.startswith("custom") or (key == "duration" and str(value).endswith("minutes"))
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """Every key with its dots and its plain value: {"optim.lr": 0.001, ...}."""
+    found: dict[str, Any] = {}
+    for key, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict) and key not in {"extra", "custom"}:
+            found.update({f"{key}.{name}": item for name, item in value.items()})
+        else:
+            found[key] = value
+    return found

@@ -1,0 +1,121 @@
+"""Everything that is on record about a run, read from its folder, also while it trains.
+
+Reads files; draws no conclusions and writes nothing.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainwell.checkpoint.layout import saved_steps
+from trainwell.config.load import load
+from trainwell.config.tree import RunConfig
+from trainwell.errors import ConfigError, StorageError
+from trainwell.planning.resolve import Plan, resolve
+from trainwell.runs.metrics import MetricsFile, Row
+from trainwell.runs.rundir import RunDir, is_run
+
+_SAMPLE = re.compile(r"^=== step (\d+) \| (.*) ===$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Text that the model of state `step` wrote."""
+
+    step: int
+    about: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as its files tell it; `plan` is None where the files do not say enough to lay it out."""
+
+    dir: RunDir
+    config: RunConfig
+    env: dict[str, Any]
+    plan: Plan | None
+    train: tuple[Row, ...]
+    val: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+    checkpoints: tuple[int, ...]
+    """States that have a checkpoint with a manifest, ascending; not verified here."""
+    owner: str | None
+    """Who is training it now."""
+
+    @property
+    def num_steps(self) -> int | None:
+        """Length of the run, if known."""
+        return self.plan.num_steps if self.plan else None
+
+    @property
+    def steps_done(self) -> int:
+        """Steps on record."""
+        return int(self.train[-1]["step"]) + 1 if self.train else 0
+
+    @property
+    def status(self) -> str:
+        """Running, finished, stopped or not started, with the step."""
+        of = f" of {self.num_steps}" if self.num_steps else ""
+        if self.owner:
+            return f"running, step {self.steps_done}{of} ({self.owner})"
+        if self.num_steps and self.steps_done >= self.num_steps:
+            return f"finished after {self.steps_done} steps"
+        if not self.steps_done:
+            return "not started"
+        return f"stopped after step {self.steps_done - 1}{of}; continue it with: trainwell train {self.dir.path}"
+
+
+def load_run(path: Path) -> RunData:
+    """Read the run in `path`; raise ConfigError when there is none, StorageError for a damaged file."""
+    if not is_run(path):
+        raise ConfigError(
+            f"{path} is not a run: it has no config.yaml; `trainwell show` takes a recipe or a run's folder"
+        )
+    folder = RunDir(path)
+    config = load(None, file=folder.config_yaml)
+    env = _read_json(folder.env_json)
+    records = MetricsFile(folder.metrics_jsonl).read()
+    return RunData(
+        dir=folder,
+        config=config,
+        env=env,
+        plan=_plan(config, env),
+        train=records.train,
+        val=records.val,
+        samples=read_samples(folder.samples_txt),
+        checkpoints=tuple(saved_steps(folder.checkpoints)),
+        owner=folder.owner(),
+    )
+
+
+def read_samples(path: Path) -> tuple[Sample, ...]:
+    """The blocks of samples.txt in order; none when there is no file."""
+    if not path.is_file():
+        return ()
+    parts = _SAMPLE.split(path.read_text(encoding="utf-8", errors="replace"))[1:]
+    blocks = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    return tuple(Sample(int(step), about, text.strip("\n")) for step, about, text in blocks)
+
+
+def _plan(config: RunConfig, env: dict[str, Any]) -> Plan | None:
+    """The plan, from the counts of the data that the run wrote down; without them, what the config alone can say."""
+    from trainwell.data.prepare import StoreInfo  # here, because it brings numpy, which `show` can often do without
+
+    data = env.get("data")
+    try:
+        return resolve(config, StoreInfo(**data) if isinstance(data, dict) else None)
+    except (ConfigError, TypeError):
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}; move it away to look at the rest of the run") from None
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,334 @@
+"""A run: a trainer, its data and a folder, and everything the loop says to them. Made by `build`, driven by `fit`.
+
+What a step does is the trainer's; what a file looks like is the business of `runs` and `checkpoint`.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from torch import nn
+
+from trainwell.checkpoint.layout import saved_steps, write_synced
+from trainwell.checkpoint.store import CheckpointStore
+from trainwell.config.render import to_yaml
+from trainwell.config.tree import RunConfig
+from trainwell.data.batches import BatchSource, MicroBatch, Prefetch
+from trainwell.data.order import seed_for
+from trainwell.data.tokenizer import Tokenizer
+from trainwell.errors import ConfigError, DataError, StorageError
+from trainwell.evaluate import Evaluation, evaluate
+from trainwell.generate import generate
+from trainwell.model.loss import Loss
+from trainwell.planning.bands import Band, band_line
+from trainwell.planning.resolve import Plan
+from trainwell.recorder import Recorder
+from trainwell.runs.console import Console, short_time
+from trainwell.runs.metrics import MetricsFile
+from trainwell.runs.rundir import RunDir
+from trainwell.settings import Settings, environment
+from trainwell.trainer import Trainer
+
+_BACKWARD_AND_UPDATE = 3.2
+"""A training step takes about so many times its forward pass."""
+
+
+class Stateful(Protocol):
+    """Anything that can be saved with a run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, text, and dicts and lists of them."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Restore what state_dict gave."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step."""
+
+    save: bool
+    evaluate: bool
+    sample: bool
+    stop: bool
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One training run. A context manager: leaving it writes what waits and gives the folder back.
+
+    Nothing is read or written in its folder before `restore`.
+    """
+
+    config: RunConfig
+    """What was asked for, with what had to be measured filled in."""
+    plan: Plan
+    """What it comes to: steps, schedules, batches."""
+    settings: Settings
+    """What `auto` came to."""
+    run_dir: RunDir
+    """Its folder."""
+    trainer: Trainer
+    """Takes the steps."""
+    model: nn.Module
+    """The model as it was made or given, not compiled."""
+    loss: Loss
+    """The loss as the trainer calls it."""
+    batches: BatchSource
+    """The global batch of a step."""
+    val: Callable[[], Iterable[MicroBatch]] | None
+    """The validation micro-batches, the same each time; None where there are none."""
+    tokenizer: Tokenizer | None
+    """Turns text into ids and back; None for data that was given, and then there are no samples."""
+    summary: list[str]
+    """Lines for the screen before step 1."""
+    flops_per_token: float | None
+    """Of the model; None where it is not known."""
+    bytes_per_token: float | None
+    """Of the validation text, for bits per byte."""
+    facts: dict[str, Any]
+    """What identifies the data: another text on resume is noticed."""
+    bands: tuple[Band, ...] = ()
+    """Losses this recipe usually gives."""
+    parent: tuple[RunDir, int] | None = None
+    """The run and step it branches from."""
+    asked_duration: str = ""
+    """The duration as it was asked for, before it was counted in steps."""
+
+    def __post_init__(self) -> None:
+        self.console = Console(self.num_steps, self.config.log.every)
+        self.store = CheckpointStore(self.run_dir.checkpoints, keep=self.config.checkpoint.keep)
+        self.metrics = Recorder(self)
+        self.stopped = False
+        self._kept: dict[str, Stateful] = {}
+        self._resources = ExitStack()
+        self._restored = False
+        self._best: tuple[float, int] | None = None
+        self._saved: int | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Length of the run."""
+        return self.plan.num_steps
+
+    def keep(self, name: str, part: Stateful) -> None:
+        """Save, verify and restore `part` with the run; call it before the first step."""
+        if self._restored:
+            raise ConfigError(f"keep({name!r}) comes after the run was restored; call it before steps(run) or fit(run)")
+        self._kept[name] = part
+
+    def log(self, **values: Any) -> None:
+        """Add values to the current step's line in metrics.jsonl."""
+        self.metrics.log(values)
+
+    def stop(self) -> None:
+        """Ask the run to save and end after the step it is in; safe to call from a signal handler."""
+        self.stopped = True
+
+    def due(self, step: int) -> Due:
+        """What is to be done after `step`: a function of the step, and of whether a stop was asked for."""
+        state = step + 1
+        last = state == self.num_steps
+        stop = self.stopped and not last
+
+        def on(every: int | None) -> bool:
+            return last or (every is not None and state % every == 0)
+
+        return Due(
+            save=stop or on(self.plan.save_every),
+            evaluate=not stop and self.val is not None and on(self.plan.eval_every),
+            sample=not stop
+            and self.tokenizer is not None
+            and self.config.sample.every is not None
+            and on(self.plan.sample_every),
+            stop=stop,
+        )
+
+    def restore(self) -> None:
+        """Own the folder; take the newest checkpoint that verifies, or start afresh, and say which."""
+        if self._restored:
+            return
+        self._resources.enter_context(self.run_dir.lock())
+        self._restored = True
+        for line in self.summary:
+            self.console.message(line)
+        step = self.store.newest(self.console.message)
+        if step is not None:
+            self._load(self.store, step)
+            self.console.message(f"continuing {self.run_dir.path} from step {step:,} of {self.num_steps:,}")
+        elif self.parent is not None:
+            self._load(CheckpointStore(self.parent[0].checkpoints), self.parent[1], same_data=False)
+            self.console.message(
+                f"branching from {self.parent[0].path} at step {self.parent[1]:,} into {self.run_dir.path}"
+            )
+        MetricsFile(self.run_dir.metrics_jsonl).rewind(self.trainer.step, self.run_dir.attempts)
+        self._describe()
+        self._best = self._best_so_far()
+        self.metrics.begin()
+
+    def _load(self, store: CheckpointStore, step: int, *, same_data: bool = True) -> None:
+        state, meta = store.load(step)
+        if same_data and meta["data"] != self.facts:
+            then, now = meta["data"], self.facts
+            differing = "; ".join(
+                f"{key}: {then.get(key)} then, {now.get(key)} now" for key in now if then.get(key) != now[key]
+            )
+            raise DataError(
+                f"the data is not what {self.run_dir.path} was trained on ({differing}). Bring that text back, or branch "
+                f"from it: trainwell train {self.run_dir.path}@{step} --run NEW"
+            )
+        missing, unknown = self._kept.keys() - state["kept"].keys(), state["kept"].keys() - self._kept.keys()
+        if missing and same_data:
+            raise ConfigError(
+                f"{store.folder} holds no state of {', '.join(sorted(missing))}; it was not kept when it was saved"
+            )
+        if unknown:
+            self.console.message(
+                f"state of {', '.join(sorted(unknown))} in the checkpoint is left alone: nothing here keeps it"
+            )
+        self.trainer.load_state_dict(state["trainer"])
+        for name in self._kept.keys() - missing:
+            self._kept[name].load_state_dict(state["kept"][name])
+        self._saved = step if same_data else None
+
+    def _describe(self) -> None:
+        """Write what the run is: config.yaml each time, env.json and the tokenizer once."""
+        try:
+            write_synced(self.run_dir.config_yaml, to_yaml(self.config).encode())
+            if not self.run_dir.env_json.exists():
+                parent = None if self.parent is None else f"{self.parent[0].path}@{self.parent[1]}"
+                content = environment(self.settings) | {
+                    "data": self.facts,
+                    "parent": parent,
+                    "duration": str(self.plan.config.duration),
+                }
+                write_synced(self.run_dir.env_json, json.dumps(content, indent=1).encode())
+                if self.tokenizer is not None:
+                    self.tokenizer.save(self.run_dir.path)
+        except OSError as error:
+            raise StorageError(
+                f"{self.run_dir.path} cannot be written: {error}; choose another folder with --run"
+            ) from error
+
+    def rehearse(self) -> None:
+        """Do once what will be needed later, so that faults show now: evaluate a batch, draw a token, write a file.
+
+        Nothing is recorded and nothing changes; a fresh run then evaluates fully, at step 0.
+        """
+        if self.trainer.step >= self.num_steps:
+            return
+        self._rehearse_file()
+        if self.tokenizer is not None and self.config.sample.every is not None:
+            self._generate(1)
+        if self.val is not None:
+            self._rehearse_evaluation(next(iter(self.val())))
+        if self.val is not None and self.trainer.step == 0 and self.config.eval.every is not None:
+            self.record(self.evaluate())
+        self.metrics.pause()
+
+    def _rehearse_file(self) -> None:
+        trial = self.run_dir.path / ".rehearsal"
+        try:
+            write_synced(trial, bytes(4096))
+            trial.unlink()
+        except OSError as error:
+            raise StorageError(
+                f"{self.run_dir.path} cannot be written: {error}; choose another folder with --run"
+            ) from error
+
+    def _rehearse_evaluation(self, first: MicroBatch) -> None:
+        seconds = math.inf
+        for _ in range(2):
+            begin = time.perf_counter()
+            evaluate(self.model, lambda: [first], self.loss, autocast=self.settings.autocast)
+            seconds = min(seconds, time.perf_counter() - begin)
+        micro_batches = math.ceil(self.plan.batch.size(self.trainer.step) / self.settings.micro_batch)
+        left = (self.num_steps - self.trainer.step) * micro_batches * seconds * _BACKWARD_AND_UPDATE
+        self.console.message(f"about {short_time(left)} to go, judged by one forward pass")
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the model as it is now."""
+        if self.val is None:
+            raise ConfigError("this run has no validation data; give some with build(val=...)")
+        return evaluate(
+            self.model, self.val, self.loss, autocast=self.settings.autocast, bytes_per_token=self.bytes_per_token
+        )
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Write and print an evaluation of the current state; keep its checkpoint if it is the best."""
+        step = self.trainer.step
+        self.metrics.evaluated(step, evaluation)
+        bits = "" if evaluation.bits_per_byte is None else f" | bits/byte: {evaluation.bits_per_byte:.3f}"
+        self.console.message(f"step {step:4d} | val loss: {evaluation.loss:.6f}{bits}")
+        usual = band_line(self.bands, self.plan.batch.tokens_before(step), evaluation.loss)
+        if usual is not None and step > 0:
+            self.console.message(usual)
+        if self.config.checkpoint.best and step > 0 and evaluation.loss < (self._best or (math.inf, 0))[0]:
+            self._best = (evaluation.loss, step)
+            self.save()
+        self.metrics.pause()
+
+    def sample(self) -> None:
+        """Generate text from the current state; print it and append it to samples.txt."""
+        step, prompt = self.trainer.step, self.config.sample.prompt
+        text = prompt + self._generate(self.config.sample.tokens)
+        with self.run_dir.samples_txt.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"=== step {step} | prompt {json.dumps(prompt)} ===\n{text}\n")
+        self.console.message(f"step {step:4d} | sample: {text}")
+        self.metrics.pause()
+
+    def _generate(self, max_tokens: int) -> str:
+        tokenizer, how = self.tokenizer, self.config.sample
+        if tokenizer is None:
+            raise ConfigError("this run's data was given as ids, so there is no tokenizer and no text to sample")
+        ids = generate(
+            self.model,
+            [int(token) for token in tokenizer.encode(how.prompt)],
+            max_tokens,
+            temperature=how.temperature,
+            top_k=how.top_k,
+            seed=seed_for(self.config.seed, "sample", self.trainer.step),
+            stop=tokenizer.end_of_text,
+            vocab_size=tokenizer.vocab_size,
+            context=self.plan.seq_len,
+        )
+        return tokenizer.decode(list(ids))
+
+    def save(self) -> None:
+        """Save the current state, verified, unless it is saved already."""
+        step = self.trainer.step
+        if step == self._saved:
+            return
+        self.metrics.flush()
+        kept = {name: part.state_dict() for name, part in self._kept.items()}
+        state = {"trainer": self.trainer.state_dict(), "kept": kept}
+        protected = {self._best[1]} if self._best is not None else set()
+        self.store.save(step, state, {"data": self.facts, "tokens": self.plan.batch.tokens_before(step)}, protected)
+        self._saved = step
+        self.metrics.pause()
+
+    def _best_so_far(self) -> tuple[float, int] | None:
+        saved = set(saved_steps(self.run_dir.checkpoints))
+        rows = MetricsFile(self.run_dir.metrics_jsonl).read().val
+        found = [
+            (row["val/loss"], row["step"]) for row in rows if row["step"] in saved and math.isfinite(row["val/loss"])
+        ]
+        return min(found, default=None)
+
+    def close(self) -> None:
+        """Write what waits, end the data thread, give the folder back; may be called again."""
+        self.metrics.flush(check=False)
+        self.console.close()
+        if isinstance(self.batches, Prefetch):
+            self.batches.close()
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

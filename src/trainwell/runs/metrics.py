@@ -1,0 +1,136 @@
+"""metrics.jsonl: one JSON line for each step and each evaluation, appended, rewound on resume, read back.
+
+Knows lines and steps, not what the numbers mean. Strict JSON: a number that is not finite is null, and a second key
+says which it was; reading gives the number back.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainwell.errors import StorageError
+
+Row = dict[str, Any]
+
+_FLAG = "/nonfinite"
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a metrics file says, in order of steps; of two lines for one step the later one wins."""
+
+    train: tuple[Row, ...]
+    """One row for each step taken; the row of step s is about the update from state s to state s + 1."""
+    val: tuple[Row, ...]
+    """One row for each evaluation; its step is the state that was evaluated."""
+
+
+@dataclass(frozen=True)
+class MetricsFile:
+    """A metrics file by its path; it is open only during a call, so every finished call is on record."""
+
+    path: Path
+
+    def append(self, *records: Mapping[str, object]) -> None:
+        """Write the records, one line each, in a single write; raise StorageError when that fails."""
+        text = "".join(_to_line(record) for record in records)
+        try:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
+
+    def read(self) -> Records:
+        """All rows; a torn last line is left out, a damaged line elsewhere raises StorageError."""
+        train: dict[int, Row] = {}
+        val: dict[int, Row] = {}
+        for _, row in self._lines():
+            if row is None:
+                continue
+            rows = val if _is_evaluation(row) else train
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+        return Records(_in_order(train), _in_order(val))
+
+    def rewind(self, step: int, attempts: Path) -> int:
+        """Move lines past state `step`, and a torn last line, to the next file in `attempts`; return how many.
+
+        The row of step s stays when s < step, the evaluation of state n when n <= step. The evidence is on disk
+        before the file is replaced: a crash between the two repeats lines in `attempts`, it never loses one.
+        """
+        kept: list[str] = []
+        moved: list[str] = []
+        for line, row in self._lines():
+            past = row is not None and (row["step"] <= step if _is_evaluation(row) else row["step"] < step)
+            (kept if past else moved).append(line)
+        if not moved:
+            return 0
+        try:
+            attempts.mkdir(exist_ok=True)
+            number = 1 + max(
+                (int(file.stem) for file in attempts.glob("[0-9]*.jsonl") if file.stem.isdigit()), default=0
+            )
+            _write(attempts / f"{number:03}.jsonl", moved)
+            unfinished = self.path.with_suffix(".tmp")
+            _write(unfinished, kept)
+            unfinished.replace(self.path)
+        except OSError as error:
+            raise StorageError(f"cannot move old metrics to {attempts}: {error.strerror}") from None
+        return len(moved)
+
+    def _lines(self) -> Iterator[tuple[str, Row | None]]:
+        """Each line with its row; a last line that was cut off has none."""
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"cannot read {self.path}: {error.strerror}") from None
+        for number, line in enumerate(lines, start=1):
+            row = _from_line(line)
+            if row is None and number < len(lines):
+                raise StorageError(f"{self.path} line {number} is damaged: {line.strip()[:80]}")
+            yield line, row
+
+
+def _is_evaluation(row: Row) -> bool:
+    return any(key.startswith("val/") for key in row) and not any(key.startswith("train/") for key in row)
+
+
+def _in_order(rows: dict[int, Row]) -> tuple[Row, ...]:
+    return tuple(rows[step] for step in sorted(rows))
+
+
+def _to_line(record: Mapping[str, object]) -> str:
+    row: Row = {}
+    for name, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            row[name] = None
+            row[name + _FLAG] = str(float(value))
+        else:
+            row[name] = value
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _from_line(line: str) -> Row | None:
+    if not line.endswith("\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    for flag in [key for key in row if key.endswith(_FLAG)]:
+        row[flag.removesuffix(_FLAG)] = float(row.pop(flag))
+    return row
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,171 @@
+"""Where the files of a run lie, who owns them, and how a run or a step of it is named on the command line.
+
+Knows paths and the lock, not what the files say.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+from trainwell.errors import ConfigError, RunBusyError, StorageError
+
+Step = int | Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run; every path in it has its name here and nowhere else."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, which is the name of the run."""
+        return self.path.resolve().name
+
+    @property
+    def config_yaml(self) -> Path:
+        """The resolved configuration; what makes a folder a run."""
+        return self.path / "config.yaml"
+
+    @property
+    def env_json(self) -> Path:
+        """Versions, device and everything that `auto` decided."""
+        return self.path / "env.json"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        """One JSON line for each step and each evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, `step-N` each."""
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the PNG files."""
+        return self.path / "plots"
+
+    @property
+    def samples_txt(self) -> Path:
+        """Text that the model generated during training."""
+        return self.path / "samples.txt"
+
+    @property
+    def attempts(self) -> Path:
+        """Folder of metrics that a resume left behind: evidence, kept."""
+        return self.path / "attempts"
+
+    def create(self) -> None:
+        """Make the folder; raise StorageError when that fails."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot make the run folder {self.path}: {error.strerror}; name another with --run"
+            ) from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the run while the block lasts; raise RunBusyError when another process owns it.
+
+        The kernel holds the lock and drops it when the owner dies, so a killed run never blocks the next.
+        """
+        self.create()
+        try:
+            file = (self.path / ".lock").open("a+b")
+        except OSError as error:
+            raise StorageError(f"cannot write to the run folder {self.path}: {error.strerror}") from None
+        with file:
+            if not _take(file):
+                raise RunBusyError(
+                    f"{self.path} is in use by {_owner(file)}; wait until it ends, stop it, or train into another "
+                    "folder with --run"
+                )
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            file.flush()
+            yield
+
+    def owner(self) -> str | None:
+        """Who owns the run now, as `process 4711 on host`; None when nobody does."""
+        try:
+            file = (self.path / ".lock").open("r+b")
+        except OSError:
+            return None
+        with file:
+            return None if _take(file) else _owner(file)
+
+
+def _owner(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace") or "another process"
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(file: BinaryIO) -> bool:
+        """Lock one byte far past the text, so that others can still read the owner's name."""
+        file.seek(2**30)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _take(file: BinaryIO) -> bool:
+        """Lock the file if nobody holds it; closing it, or dying, gives it back."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def next_free(name: str, root: Path = Path("runs")) -> RunDir:
+    """The first of root/name, root/name-2, root/name-3, ... that does not exist; nothing is created."""
+    number = 1
+    while True:
+        path = root / (name if number == 1 else f"{name}-{number}")
+        if not path.exists():
+            return RunDir(path)
+        number += 1
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run lives in this folder."""
+    return RunDir(path).config_yaml.is_file()
+
+
+class Target(NamedTuple):
+    """What a command is about: a name or path, and the step of it if one was given."""
+
+    path: str
+    step: Step | None
+
+
+def parse_target(text: str) -> Target:
+    """Split `runs/demo@1200`, `runs/demo@best` or `demo`; raise ConfigError for a step that is none of these."""
+    path, at, step = text.rpartition("@")
+    if not at or Path(text).exists():
+        return Target(text, None)
+    if not path:
+        raise ConfigError(f"{text!r} names a step of nothing; put a run before it, as in runs/demo{text}")
+    if step == "best":
+        return Target(path, "best")
+    if step == "last":
+        return Target(path, "last")
+    if step.isascii() and step.isdigit():
+        return Target(path, int(step))
+    raise ConfigError(f"{text}: {step!r} is not a step; write {path}@1200, {path}@best or {path}@last")

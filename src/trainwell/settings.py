@@ -1,0 +1,176 @@
+"""What `auto` comes to on this machine: decided once, printed, written to env.json and used again on resume.
+
+Knows torch and the machine; decides and reports, trains nothing.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import torch
+
+from trainwell.config.tree import RunConfig
+from trainwell.errors import ConfigError, StorageError
+from trainwell.planning.model_size import count_parameters
+from trainwell.planning.resolve import Plan
+from trainwell.runs.rundir import RunDir
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_COMPILE_PAYS_AFTER_STEPS = 500
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every choice that `auto` leaves open, made."""
+
+    device: str
+    """cpu, cuda or mps."""
+    device_name: str
+    """The chip's own name."""
+    precision: Precision
+    """Arithmetic of the forward pass."""
+    compile: bool
+    """Whether the model goes through torch.compile."""
+    kernels: Literal["auto", "reference"]
+    """Fused optimizer with folded clipping, or plain operations."""
+    micro_batch: int
+    """Sequences per forward pass."""
+    threads: int
+    """Threads of CPU operations; sums depend on it in the last bits."""
+    matmul_precision: str
+    """torch.get_float32_matmul_precision()."""
+    deterministic: bool
+    """Whether only deterministic algorithms are used; always on a CPU."""
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type that the forward pass is cast to; None for float32."""
+        return _DTYPES[self.precision]
+
+    @property
+    def fused(self) -> bool:
+        """Whether AdamW's fused form is used: wherever the device has one."""
+        return self.kernels == "auto" and self.device in {"cpu", "cuda", "mps"}
+
+    def line(self) -> str:
+        """The choices in one line."""
+        optimizer = "fused optimizer" if self.fused else "plain optimizer"
+        compiled = "compiled" if self.compile else "eager"
+        threads = f", {self.threads} threads" if self.device == "cpu" else ""
+        return f"{self.device} ({self.device_name}), {self.precision}, {compiled}, {optimizer}, micro-batch {self.micro_batch}{threads}"
+
+
+def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: Callable[[str], None]) -> Settings:
+    """Make every open choice, as the run made it before where it is `recorded`; `say` hears what cannot be kept."""
+    before = recorded or {}
+    device = _device(config, before, say)
+    precision = _precision(config, device, before)
+    threads = before.get("threads", torch.get_num_threads())
+    if threads > (os.cpu_count() or threads):
+        say(f"this machine has fewer than the {threads} threads the run used: the next steps are no longer bitwise the same")
+        threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    name = _device_name(device)
+    if recorded and before["device_name"] != name:
+        say(f"the run was on {before['device_name']} and continues on {name}: the next steps are no longer bitwise the same")
+    return Settings(
+        device=device,
+        device_name=name,
+        precision=precision,
+        compile=_compile(config, plan, device, before),
+        kernels=config.kernels,
+        micro_batch=before.get("micro_batch") or _micro_batch(config, plan, device),
+        threads=threads,
+        matmul_precision=torch.get_float32_matmul_precision(),
+        deterministic=device == "cpu" or config.deterministic,
+    )
+
+
+def recorded_settings(run_dir: RunDir) -> dict[str, Any] | None:
+    """The choices an existing run was made with; None for a run that does not exist yet."""
+    try:
+        return json.loads(run_dir.env_json.read_text(encoding="utf-8"))["settings"]  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{run_dir.env_json} cannot be read ({error}); restore it, or start anew with --run OTHER") from error
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """What env.json says of the software, the machine and the choices."""
+    packages = ("trainwell", "torch", "numpy", "safetensors")
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "settings": asdict(settings),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed, run from its source"
+
+
+def _device(config: RunConfig, before: dict[str, Any], say: Callable[[str], None]) -> str:
+    usable = [name for name, ready in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if ready]
+    usable.append("cpu")
+    if config.device != "auto":
+        if config.device not in usable:
+            raise ConfigError(f"device: {config.device} is not to be had on this machine; allowed here are auto, {', '.join(usable)}")
+        return config.device
+    wanted = before.get("device", usable[0])
+    if wanted not in usable:
+        say(f"the run was on {wanted}, which this machine does not have: it continues on {usable[0]}, no longer bitwise the same")
+        return usable[0]
+    return str(wanted)
+
+
+def _device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}" if device == "cpu" else platform.processor()
+
+
+def _precision(config: RunConfig, device: str, before: dict[str, Any]) -> Precision:
+    if config.precision != "auto":
+        return config.precision
+    if "precision" in before:
+        return before["precision"]  # type: ignore[no-any-return]
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16"
+    return "fp32"
+
+
+def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any]) -> bool:
+    if config.kernels == "reference":
+        return False
+    if config.compile != "auto":
+        return config.compile
+    return bool(before.get("compile", device == "cuda" and plan.num_steps >= _COMPILE_PAYS_AFTER_STEPS))
+
+
+def _micro_batch(config: RunConfig, plan: Plan, device: str) -> int:
+    """The configured one; or an estimate from memory: the largest power of two whose activations fit half of what is free."""
+    largest = max(plan.batch.size(0), 1)
+    if config.micro_batch != "auto":
+        return min(config.micro_batch, largest)
+    vocab_size = plan.vocab_size or 50304
+    parameters = count_parameters(config.model, vocab_size, plan.seq_len).total
+    if device == "cuda":
+        free = torch.cuda.mem_get_info()[0] - 16 * parameters
+    else:
+        free = 2**30  # beyond this a CPU's caches no longer gain from a larger one
+    per_sequence = plan.seq_len * (34 * config.model.width * config.model.num_layers * 4 + 12 * vocab_size)
+    fitting = max(1, free // 2 // per_sequence)
+    return int(min(largest, 2 ** (int(fitting).bit_length() - 1)))
