@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +14,9 @@ from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config import checks
 from trainwell.config.tree import RunConfig
 from trainwell.config.values import Duration
-from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, Stream, Windows, evaluation_batches
+from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, Stream, evaluation_batches
 from trainwell.errors import ConfigError
-from trainwell.given import Data, Given, data_from, describe_custom
+from trainwell.given import PARTS, Data, Given, data_from, describe_custom, refuse_missing_parts
 from trainwell.model.gpt2 import GPT2, init_gpt2, init_torch
 from trainwell.model.loss import Loss, Parts, token_loss
 from trainwell.optim.groups import describe_groups, hidden_matrices, parameter_groups
@@ -96,6 +96,7 @@ def open_run(path: str | Path, **parts: Any) -> Run:
 
 def assemble(start: Start, given: Given, data: Data | None = None) -> Run:
     """Put a run together: everything that can be wrong with it is found before the model is made."""
+    refuse_missing_parts(start.config, given)
     data = data or data_from(start.config, given)
     config, asked = data.config, str(data.config.duration)
     problems = [] if given.data is not None else checks.training_problems(config)
@@ -167,11 +168,13 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
             *summary(plan, parameters),
             *describe_groups(trainer.optimizer),
             settings.line(),
-            *(f"given in Python: {name}" for name in custom),
+            *(f"given in Python: {name}, {custom[name]}" for name in custom if name in PARTS),
             *data.switched_off,
             *notes,
         ],
-        flops_per_token=flops_per_token(config.model, plan.vocab_size, plan.seq_len) if own_model and plan.vocab_size else None,
+        flops_per_token=flops_per_token(config.model, plan.vocab_size, plan.seq_len)
+        if own_model and plan.vocab_size
+        else None,
         bytes_per_token=data.bytes_per_token,
         facts=data.facts,
         bands=bands_for(config, data.info.corpus_sha256) if not custom else (),
@@ -184,11 +187,15 @@ def _model(config: RunConfig, given: Given, plan: Plan, device: torch.device) ->
     if given.model is not None:
         made = given.model if isinstance(given.model, nn.Module) else given.model(config)
         if not isinstance(made, nn.Module):
-            raise ConfigError(f"model: {type(made).__name__} was given; allowed are an nn.Module, or a function that makes one")
+            raise ConfigError(
+                f"model: {type(made).__name__} was given; allowed are an nn.Module, or a function that makes one"
+            )
         return made.to(device)
     shape = config.model
     if plan.vocab_size is None:
-        raise ConfigError("model.pad_vocab_to: the vocabulary of data given as ids is not known; say how many ids there are")
+        raise ConfigError(
+            "model.pad_vocab_to: the vocabulary of data given as ids is not known; say how many ids there are"
+        )
     model = GPT2(
         vocab_size=plan.vocab_size,
         seq_len=plan.seq_len,
@@ -207,7 +214,9 @@ def _load_weights(model: nn.Module, source: str) -> None:
     """Start from the weights of another run: `runs/demo`, `runs/demo@1200`, `runs/demo@best`."""
     name, step = parse_target(source)
     if not is_run(Path(name)):
-        raise ConfigError(f"init_from: {name} is not a run; allowed are a run (runs/demo) or a step of one (runs/demo@best)")
+        raise ConfigError(
+            f"init_from: {name} is not a run; allowed are a run (runs/demo) or a step of one (runs/demo@best)"
+        )
     run = RunDir(Path(name))
     state, _ = CheckpointStore(run.checkpoints).load(find_step(run, "last" if step is None else step))
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -48,7 +49,10 @@ def conclude(run: Run) -> None:
     data = load_run(run.run_dir.path)
     plots = write_plots(data)
     run.console.message(verdict(data))
-    run.console.message(f"checkpoint {run.run_dir.checkpoints / f'step-{run.trainer.step}'}, plots in {run.run_dir.plots} ({len(plots)} PNG files)")
+    run.console.message(
+        f"checkpoint: {run.run_dir.checkpoints / f'step-{run.trainer.step}'}\n"
+        f"plots: {', '.join(str(plot) for plot in plots)}"
+    )
 
 
 @contextmanager
@@ -57,11 +61,12 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
     Without it even a CPU adds up the gradient of an embedding in an order that changes from run to run.
     """
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    filling: Any = torch.utils.deterministic  # its one setting is made at import, where type checkers do not see it
+    before = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(wanted or before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1] and not wanted
+    filling.fill_uninitialized_memory = before[1] and not wanted
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        filling.fill_uninitialized_memory = before[1]

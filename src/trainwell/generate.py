@@ -1,6 +1,7 @@
 """Generation: one token after another from any model, with a key-value cache where the model has one."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -30,7 +31,7 @@ def generate(
         max_tokens: how many ids at most.
         temperature: logits are divided by it; 0 takes the likeliest id.
         top_k: draw only from the k likeliest ids.
-        top_p: draw only from the fewest ids whose probabilities reach this sum (nucleus sampling, Holtzman et al. 2020).
+        top_p: draw only from the fewest ids whose probabilities reach this sum (nucleus, Holtzman et al. 2020).
         seed: of a generator of its own; the global one is not touched.
         stop: end before yielding this id.
         vocab_size: ids from here on (padding) are never drawn.
@@ -41,7 +42,8 @@ def generate(
     device = next(model.parameters()).device
     generator = Generator(device="cpu").manual_seed(seed)
     ids = list(prompt)
-    held = model.new_cache() if cache and hasattr(model, "new_cache") else None
+    new_cache: Any = getattr(model, "new_cache", None) if cache else None
+    held = None if new_cache is None else new_cache()
     with evaluating(model):
         for _ in range(max_tokens):
             seen = ids if context is None else ids[-context:]
@@ -63,7 +65,12 @@ def _last_logits(model: nn.Module, ids: Tensor, held: object | None) -> Tensor:
 
 
 def draw(
-    logits: Tensor, generator: Generator, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: Tensor,
+    generator: Generator,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> int:
     """Draw one id from logits (V,) on the CPU: temperature first, then top-k, then top-p."""
     if temperature == 0:

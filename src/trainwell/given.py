@@ -4,9 +4,11 @@ Knows how parts are recorded, not how they are put together.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,10 @@ from trainwell.data.batches import Examples, Stream, Windows, stack
 from trainwell.data.prepare import StoreInfo, TokenStore, prepare
 from trainwell.data.tokenizer import Tokenizer
 from trainwell.errors import ConfigError, DataError
+
+
+PARTS = ("model", "data", "val", "optimizer", "schedules", "loss")
+"""What can be given."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,12 @@ def prepared(config: RunConfig, store: TokenStore, val: Examples | None = None) 
         val=Windows(store.val, seq_len, seq_len) if val is None else val,
         info=info,
         tokenizer=store.tokenizer,
-        facts={"fingerprint": info.fingerprint, "corpus": info.corpus, "version": info.version, "tokenizer": info.tokenizer},
+        facts={
+            "fingerprint": info.fingerprint,
+            "corpus": info.corpus,
+            "version": info.version,
+            "tokenizer": info.tokenizer,
+        },
         bytes_per_token=info.val_bytes / info.val_tokens if val is None else None,
     )
 
@@ -71,11 +82,13 @@ def _given(config: RunConfig, given: Given) -> Data:
     train, val = given.data, given.val
     if not isinstance(train, Stream | Examples):
         raise ConfigError(
-            f"data: {type(train).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets), or "
-            "from_loader(iterable of (inputs, targets) batches)"
+            f"data: {type(train).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets), "
+            "or from_loader(iterable of (inputs, targets) batches)"
         )
     if val is not None and not isinstance(val, Examples):
-        raise ConfigError(f"val: {type(val).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets)")
+        raise ConfigError(
+            f"val: {type(val).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets)"
+        )
     update: dict[str, Any] = {}
     off = ["off, because data was given: corpus look-up, text samples, bits per byte"]
     if isinstance(train, Stream):
@@ -104,8 +117,8 @@ def _length_of(examples: Examples) -> int:
     inputs, targets = stack(examples, np.array([0]))
     if inputs.shape != targets.shape or inputs.dim() != 2:
         raise DataError(
-            f"data: inputs and targets of example 0 have shapes {list(inputs.shape[1:])} and {list(targets.shape[1:])}; they "
-            "must be two sequences of ids of one length"
+            f"data: inputs and targets of example 0 have shapes {list(inputs.shape[1:])} and "
+            f"{list(targets.shape[1:])}; they must be two sequences of ids of one length"
         )
     return int(inputs.shape[1])
 
@@ -130,20 +143,38 @@ def _counted(train: Examples | Stream, val: Examples | None, seq_len: int, confi
     )
 
 
+def refuse_missing_parts(config: RunConfig, given: Given) -> None:
+    """Raise ConfigError when a run was made with parts that are not given now, naming where they were."""
+    recorded = {name: config.custom[name] for name in PARTS if name in config.custom}
+    missing = [f"{name} ({where})" for name, where in recorded.items() if not getattr(given, name)]
+    if missing:
+        raise ConfigError(
+            f"{config.name} was made with parts given in Python: {', '.join(missing)}. Use the script that has them: "
+            "trainwell.build(...) or, for every verb, trainwell.cli.main(...) with the same parts"
+        )
+
+
 def describe_custom(given: Given, model: nn.Module) -> dict[str, Any]:
     """What config.yaml says of given parts: enough to tell which script has them."""
     parts: dict[str, Any] = {}
-    for name in ("model", "data", "val", "optimizer", "loss"):
+    for name in PARTS:
         part = getattr(given, name)
-        if part is not None:
-            kind = part if inspect.isroutine(part) or inspect.isclass(part) else type(part)
-            parts[name] = f"{kind.__module__}.{kind.__qualname__}"
-    if given.schedules:
-        parts["schedules"] = ", ".join(given.schedules)
+        if name == "schedules":
+            part = ", ".join(part)
+            parts |= {"schedules": part} if part else {}
+        elif part is not None:
+            parts[name] = _where(part if inspect.isroutine(part) or inspect.isclass(part) else type(part))
     if given.model is not None:
         parts["parameters"] = sum(tensor.numel() for tensor in model.parameters())
         parts["source_sha256"] = _source_hash(type(model))
     return parts
+
+
+def _where(kind: Any) -> str:
+    """Module and name; of what a script itself defines, the script's file and the name."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    place = Path(script).name if kind.__module__ == "__main__" and script else kind.__module__
+    return f"{place}:{kind.__qualname__}"
 
 
 def _source_hash(kind: type) -> str | None:

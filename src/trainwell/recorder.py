@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Takes each step's result and each evaluation; knows how long they took, pauses for saving and evaluating left out."""
+    """Takes each step's result and each evaluation; times the steps, with pauses for saving and evaluating left out."""
 
     def __init__(self, run: "Run") -> None:
         self._run = run
@@ -83,7 +83,8 @@ class Recorder:
         """Read, write and print what waits; raise DivergedError when that shows that the run has diverged."""
         rows = [self._row(*waiting) for waiting in self._waiting]
         self._waiting = []
-        self._file.append(*rows)
+        if rows:
+            self._file.append(*rows)
         for row in rows:
             self._console.step_line(
                 row["step"],

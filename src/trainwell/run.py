@@ -178,8 +178,8 @@ class Run:
                 f"{key}: {then.get(key)} then, {now.get(key)} now" for key in now if then.get(key) != now[key]
             )
             raise DataError(
-                f"the data is not what {self.run_dir.path} was trained on ({differing}). Bring that text back, or branch "
-                f"from it: trainwell train {self.run_dir.path}@{step} --run NEW"
+                f"the data is not what {self.run_dir.path} was trained on ({differing}). Bring that text back, or "
+                f"branch from it: trainwell train {self.run_dir.path}@{step} --run NEW"
             )
         missing, unknown = self._kept.keys() - state["kept"].keys(), state["kept"].keys() - self._kept.keys()
         if missing and same_data:

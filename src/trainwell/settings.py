@@ -63,7 +63,8 @@ class Settings:
         optimizer = "fused optimizer" if self.fused else "plain optimizer"
         compiled = "compiled" if self.compile else "eager"
         threads = f", {self.threads} threads" if self.device == "cpu" else ""
-        return f"{self.device} ({self.device_name}), {self.precision}, {compiled}, {optimizer}, micro-batch {self.micro_batch}{threads}"
+        where = f"{self.device} ({self.device_name})"
+        return f"{where}, {self.precision}, {compiled}, {optimizer}, micro-batch {self.micro_batch}{threads}"
 
 
 def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: Callable[[str], None]) -> Settings:
@@ -73,12 +74,18 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
     precision = _precision(config, device, before)
     threads = before.get("threads", torch.get_num_threads())
     if threads > (os.cpu_count() or threads):
-        say(f"this machine has fewer than the {threads} threads the run used: the next steps are no longer bitwise the same")
+        say(
+            f"this machine has fewer than the {threads} threads the run used: "
+            "the next steps are no longer bitwise the same"
+        )
         threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     name = _device_name(device)
     if recorded and before["device_name"] != name:
-        say(f"the run was on {before['device_name']} and continues on {name}: the next steps are no longer bitwise the same")
+        say(
+            f"the run was on {before['device_name']} and continues on {name}: "
+            "the next steps are no longer bitwise the same"
+        )
     return Settings(
         device=device,
         device_name=name,
@@ -99,7 +106,9 @@ def recorded_settings(run_dir: RunDir) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
-        raise StorageError(f"{run_dir.env_json} cannot be read ({error}); restore it, or start anew with --run OTHER") from error
+        raise StorageError(
+            f"{run_dir.env_json} cannot be read ({error}); restore it, or start anew with --run OTHER"
+        ) from error
 
 
 def environment(settings: Settings) -> dict[str, Any]:
@@ -121,15 +130,24 @@ def _version(package: str) -> str:
 
 
 def _device(config: RunConfig, before: dict[str, Any], say: Callable[[str], None]) -> str:
-    usable = [name for name, ready in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if ready]
+    usable = [
+        name
+        for name, ready in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+        if ready
+    ]
     usable.append("cpu")
     if config.device != "auto":
         if config.device not in usable:
-            raise ConfigError(f"device: {config.device} is not to be had on this machine; allowed here are auto, {', '.join(usable)}")
+            raise ConfigError(
+                f"device: {config.device} is not to be had on this machine; allowed here are auto, {', '.join(usable)}"
+            )
         return config.device
     wanted = before.get("device", usable[0])
     if wanted not in usable:
-        say(f"the run was on {wanted}, which this machine does not have: it continues on {usable[0]}, no longer bitwise the same")
+        say(
+            f"the run was on {wanted}, which this machine does not have: it continues on {usable[0]}, "
+            "no longer bitwise the same"
+        )
         return usable[0]
     return str(wanted)
 
@@ -137,7 +155,9 @@ def _device(config: RunConfig, before: dict[str, Any], say: Callable[[str], None
 def _device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}" if device == "cpu" else platform.processor()
+    return (
+        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}" if device == "cpu" else platform.processor()
+    )
 
 
 def _precision(config: RunConfig, device: str, before: dict[str, Any]) -> Precision:
@@ -161,16 +181,14 @@ def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any])
 
 
 def _micro_batch(config: RunConfig, plan: Plan, device: str) -> int:
-    """The configured one; or an estimate from memory: the largest power of two whose activations fit half of what is free."""
+    """The configured one; or an estimate: the largest power of two whose activations fit half of the free memory."""
     largest = max(plan.batch.size(0), 1)
     if config.micro_batch != "auto":
         return min(config.micro_batch, largest)
     vocab_size = plan.vocab_size or 50304
     parameters = count_parameters(config.model, vocab_size, plan.seq_len).total
-    if device == "cuda":
-        free = torch.cuda.mem_get_info()[0] - 16 * parameters
-    else:
-        free = 2**30  # beyond this a CPU's caches no longer gain from a larger one
+    # on a CPU a gigabyte is plenty: a larger micro-batch gains nothing there
+    free = torch.cuda.mem_get_info()[0] - 16 * parameters if device == "cuda" else 2**30
     per_sequence = plan.seq_len * (34 * config.model.width * config.model.num_layers * 4 + 12 * vocab_size)
     fitting = max(1, free // 2 // per_sequence)
     return int(min(largest, 2 ** (int(fitting).bit_length() - 1)))

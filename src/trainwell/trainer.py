@@ -20,10 +20,10 @@ Schedule = Callable[[int], float]
 class StepResult:
     """What step `step` (from 0) did.
 
-    `loss` is the mean over all target tokens of the global batch, in nats, before the update; `grad_norm` the global L2
-    norm before clipping; `targets` the number of target tokens; `skipped` whether the update was left out because loss or
-    norm was not finite. These four are scalars on the device: reading one waits for it. `lr` is the scheduled rate used,
-    `parts` the means of the loss's named parts.
+    `loss` is the mean over all target tokens of the global batch, in nats, before the update; `grad_norm` the global
+    L2 norm before clipping; `targets` the number of target tokens; `skipped` whether the update was left out because
+    loss or norm was not finite. These four are scalars on the device: reading one waits for it. `lr` is the scheduled
+    rate used, `parts` the means of the loss's named parts.
     """
 
     step: int
@@ -91,9 +91,10 @@ class Trainer:
         return self.update(self.backward())
 
     def backward(self) -> Tensor:
-        """Zero, forward and backward over the micro-batches; gradients end as the mean per target token; return the loss.
+        """Zero, forward and backward over the micro-batches; gradients end as the mean per target token.
 
         The loss of every micro-batch is divided by the target tokens of the whole batch, so cutting it changes nothing.
+        Returns the loss: that mean, a scalar on the device.
         """
         self.optimizer.zero_grad()
         micro_batches = self.batches(self.step).micro_batches
@@ -105,7 +106,7 @@ class Trainer:
         for micro in micro_batches:
             loss, parts = self._forward(micro)
             loss = loss / divisor
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()
             total = total + loss.detach()
             for name, part in parts.items():
                 self._parts[name] = self._parts.get(name, 0) + part.detach() / divisor
@@ -138,7 +139,7 @@ class Trainer:
                 group[key] = value * group.get(f"{key}_scale", 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a step changes: weights, optimizer, counters. Randomness and data are functions of the step."""
+        """What steps change: weights, optimizer, counters. Randomness and data are functions of the step."""
         scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}
         return {
             "step": self.step,

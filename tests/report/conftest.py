@@ -33,7 +33,7 @@ is a
 The with statement is used
 """
 
-DATA = {
+COUNTS = {
     "train_tokens": 496_000,
     "val_tokens": 55_000,
     "train_bytes": 496_000,
@@ -94,7 +94,7 @@ def make_run(tmp_path: Path) -> FolderMaker:
         folder = RunDir(tmp_path / name)
         folder.create()
         folder.config_yaml.write_text(CONFIG.format(num_steps=num_steps))
-        folder.env_json.write_text(json.dumps({"device": "cpu", "precision": "fp32", "data": DATA}))
+        folder.env_json.write_text(json.dumps({"device": "cpu", "precision": "fp32", "counts": COUNTS}))
         MetricsFile(folder.metrics_jsonl).append(*rows(num_steps, num_steps if taken is None else taken))
         folder.samples_txt.write_text(SAMPLES)
         checkpoint = folder.checkpoints / "step-400"

@@ -14,6 +14,8 @@ NEED_TORCH = (
     "trainwell.evaluate",
     "trainwell.fit",
     "trainwell.generate",
+    "trainwell.given",
+    "trainwell.gradients",
     "trainwell.model",
     "trainwell.optim.clip",
     "trainwell.optim.groups",

@@ -65,12 +65,16 @@ def read_manifest(directory: Path, *, verify_files: bool = True) -> Manifest:
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
-        raise StorageError(f"{directory}: its manifest cannot be read ({error}); it is not a complete checkpoint") from error
+        raise StorageError(
+            f"{directory}: its manifest cannot be read ({error}); it is not a complete checkpoint"
+        ) from error
     digest = content.pop("digest", None)
     if digest != _digest(content):
         raise StorageError(f"{directory}: its manifest does not match its own digest; the checkpoint is damaged")
     if content["format"] != FORMAT:
-        raise StorageError(f"{directory}: format {content['format']}, this trainwell reads {FORMAT}; use the one it was made with")
+        raise StorageError(
+            f"{directory}: format {content['format']}, this trainwell reads {FORMAT}; use the one it was made with"
+        )
     if verify_files:
         for problem in _damaged(directory, content["files"]):
             raise StorageError(f"{directory}: {problem}; the checkpoint is damaged")

@@ -18,13 +18,20 @@ def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[Any, ...], str] = {}
 
+    def free(path: str) -> str:
+        """The path as a name; with primes where another tensor's path reads the same (the keys 1 and "1")."""
+        while path in tensors:
+            path += "'"
+        return path
+
     def visit(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
             place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-            name = names.setdefault(place, path) if value.numel() else path
+            name = names.setdefault(place, free(path)) if value.numel() else free(path)
             tensors[name] = value.detach()
             return {"$tensor": name}
         if isinstance(value, dict):
+            _refuse_keys(value, path)
             pairs = [[key, visit(item, f"{path}.{key}" if path else str(key))] for key, item in value.items()]
             return {"$dict": pairs}
         if isinstance(value, list | tuple):
@@ -38,6 +45,14 @@ def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
         return value
 
     return visit(state, ""), tensors
+
+
+def _refuse_keys(mapping: dict[Any, Any], path: str) -> None:
+    for key in mapping:
+        if not isinstance(key, Scalar):
+            raise ConfigError(
+                f"{path} has a key that is a {type(key).__name__}; a checkpoint's keys are text, numbers, true/false or none"
+            )
 
 
 def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
@@ -55,7 +70,10 @@ def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
 
 def describe(tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Type and shape of each tensor, for the manifest."""
-    return {name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)} for name, tensor in tensors.items()}
+    return {
+        name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+        for name, tensor in tensors.items()
+    }
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

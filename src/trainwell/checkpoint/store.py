@@ -5,6 +5,7 @@ parent, opened again and compared with memory; only then do older checkpoints go
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trainwell.checkpoint.layout import (
     TENSORS,
@@ -25,6 +27,9 @@ from trainwell.checkpoint.layout import (
 )
 from trainwell.checkpoint.state import describe, pack, same_bits, unpack
 from trainwell.errors import StorageError
+
+_LEFT_BEHIND = re.compile(r"step-\d+\.(tmp|replaced)-[0-9a-f]{8}")
+"""What a killed save leaves, and what a save took the place of."""
 
 
 class CheckpointStore:
@@ -39,8 +44,10 @@ class CheckpointStore:
         final = directory_of(self.folder, step)
         try:
             self._commit(final, step, state, meta)
-        except OSError as error:
-            raise StorageError(f"{final} could not be written: {error}; free space or choose another folder with --run") from error
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"{final} could not be written: {error}; free space or choose another folder with --run"
+            ) from error
         self._retain(protected or set())
         return final
 
@@ -50,7 +57,7 @@ class CheckpointStore:
         beside.mkdir()
         try:
             plain, tensors = pack(state)
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            tensors = _apart(tensors)
             save_file(tensors, beside / TENSORS)
             with (beside / TENSORS).open("rb+") as file:
                 os.fsync(file.fileno())
@@ -66,9 +73,13 @@ class CheckpointStore:
         written = load_file(final / TENSORS)
         wrong = [name for name, tensor in tensors.items() if not same_bits(tensor, written[name])]
         if wrong:
-            raise StorageError(f"{final}: {wrong[0]} reads back differently from what was written; the disk is not to be trusted")
+            raise StorageError(
+                f"{final}: {wrong[0]} reads back differently from what was written; the disk is not to be trusted"
+            )
 
     def _retain(self, protected: set[int]) -> None:
+        for left in [entry for entry in self.folder.iterdir() if _LEFT_BEHIND.fullmatch(entry.name)]:
+            shutil.rmtree(left)
         for step in saved_steps(self.folder)[: -self.keep]:
             if step not in protected:
                 shutil.rmtree(directory_of(self.folder, step))
@@ -96,3 +107,15 @@ class CheckpointStore:
             else:
                 return step
         return None
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each contiguous and in memory of its own: the file format knows no views."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return found

@@ -16,7 +16,8 @@ VERBS = {
     "sample": "Generate text from a run or a step of it.",
 }
 _EPILOGUE = (
-    "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one (runs/demo@1200, @best, @last)."
+    "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one "
+    "(runs/demo@1200, @best, @last)."
 )
 
 
@@ -59,7 +60,7 @@ def run(tokens: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("interrupted", 75)
-    except Exception as error:  # noqa: BLE001  the last line of defence: nobody reads a traceback of ours by surprise
+    except Exception as error:
         if os.environ.get("TRAINWELL_TRACEBACK"):
             raise
         return _fail(
@@ -78,4 +79,3 @@ def _fail(message: str, code: int) -> int:
 def _in_our_words(error: CycloptsError) -> str:
     text = " ".join(str(error).split())
     return f"{text[:1].lower()}{text[1:]} (see trainwell --help)"
-

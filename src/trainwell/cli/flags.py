@@ -16,8 +16,14 @@ def with_config_flags(verb: Callable[..., Any]) -> Callable[..., Any]:
     names = {_variable(key): key.name for key in keys() if key.name != "custom"}
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        typed = {name: kwargs.pop(variable) for variable, name in names.items() if kwargs.get(variable) is not None}
-        return verb(*args, **{name: value for name, value in kwargs.items() if name not in names}, flags=typed)
+        typed = dict[str, object]()
+        for variable, name in names.items():
+            value = kwargs.pop(variable, None)
+            if isinstance(value, dict):
+                typed |= {f"{name}.{key}": inner for key, inner in value.items()}
+            elif value is not None:
+                typed[name] = value
+        return verb(*args, **kwargs, flags=typed)
 
     called.__doc__ = verb.__doc__
     called.__name__ = verb.__name__
@@ -34,7 +40,7 @@ def _variable(key: Key) -> str:
 def _parameter(key: Key) -> inspect.Parameter:
     section, _, _ = key.name.rpartition(".")
     switch = key.kind == "flag" and not key.choices
-    kind: Any = bool | None if switch else str | None
+    kind: Any = dict[str, str] | None if key.kind == "mapping" else bool | None if switch else str | None
     default = "" if key.default is None or key.name == "name" else f" Default: {_shown(key.default)}."
     parameter = Parameter(
         name=_spellings(key),
@@ -44,7 +50,9 @@ def _parameter(key: Key) -> inspect.Parameter:
         negative=f"--{_section_dash(section)}no-{key.name.split('.')[-1].replace('_', '-')}" if switch else (),
         allow_leading_hyphen=True,
     )
-    return inspect.Parameter(_variable(key), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, parameter])
+    return inspect.Parameter(
+        _variable(key), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, parameter]
+    )
 
 
 def _section_dash(section: str) -> str:
@@ -57,4 +65,10 @@ def _spellings(key: Key) -> tuple[str, ...]:
 
 
 def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        " ".join(map(str, value))
+        if isinstance(value, list | tuple)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )

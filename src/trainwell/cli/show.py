@@ -44,7 +44,7 @@ def show(
     if yaml:
         print(to_yaml(settings), end="")
     elif code:
-        print(_code(settings), end="")
+        _show_code(settings, Path(path) if found else None)
     elif found:
         _show_run(Path(path), step, json)
     else:
@@ -110,10 +110,12 @@ def _plan(config: RunConfig) -> tuple[Plan, str]:
         return resolve(config), str(error)
 
 
-def _code(config: RunConfig) -> str:
-    from trainwell.report.code import plain_file
+def _show_code(config: RunConfig, run: Path | None) -> None:
+    from trainwell.report.code import plain_file, refuse_unless_plain
 
-    return plain_file(config)
+    refuse_unless_plain(config)  # before the text is needed
+    plan = load_run(run).plan if run else None
+    print(plain_file(plan or _plan(config)[0]), end="")
 
 
 def _run_facts(run: RunData) -> dict[str, Any]:

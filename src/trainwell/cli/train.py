@@ -1,9 +1,12 @@
-"""`trainwell train`: start a recipe, continue a run, branch from a step. Torch is imported once nothing else can be wrong."""
+"""`trainwell train`: start a recipe, continue a run, branch from a step.
+
+Torch is imported once nothing else can be wrong.
+"""
 
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,16 +31,25 @@ def train(
     target: str = "demo",
     /,
     *,
-    config: Annotated[Path | None, Parameter(help="A .yaml, .toml or .json file; it overrides the recipe, flags override it.")] = None,
-    run: Annotated[Path | None, Parameter(help="The run's folder; one that holds this run is continued. Default: the next free runs/NAME.")] = None,
-    dry_run: Annotated[bool, Parameter(help="Check everything, print what the run comes to, and exit.", negative=())] = False,
-    download: Annotated[bool, Parameter(help="Fetch a corpus by name that is not on this machine.", negative=())] = False,
+    config: Annotated[
+        Path | None, Parameter(help="A .yaml, .toml or .json file; it overrides the recipe, flags override it.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        Parameter(help="The run's folder; one that holds this run is continued. Default: the next free runs/NAME."),
+    ] = None,
+    dry_run: Annotated[
+        bool, Parameter(help="Check everything, print what the run comes to, and exit.", negative=())
+    ] = False,
+    download: Annotated[
+        bool, Parameter(help="Fetch a corpus by name that is not on this machine.", negative=())
+    ] = False,
     flags: Mapping[str, object],
 ) -> None:
     """Train TARGET: start a recipe or config file, continue a run, or branch from a step of one into --run NEW.
 
-    Every key of the configuration is a flag. Exit codes: 0 done, 2 bad usage or configuration, 65 bad data, 70 diverged,
-    71 out of memory, 73 run folder busy, 74 storage, 75 stopped on a signal and resumable.
+    Every key of the configuration is a flag. Exit codes: 0 done, 2 bad usage or configuration, 65 bad data,
+    70 diverged, 71 out of memory, 73 run folder busy, 74 storage, 75 stopped on a signal and resumable.
     """
     start = find_start(target, file=config, flags=flags, run=run)
     given = parts.current()
@@ -54,10 +66,8 @@ def _checked_data(start: Start, *, download: bool) -> TokenStore:
     if problems:
         raise checks.error(problems)
     store = prepare(start.config.data, download=download)
-    try:
+    with suppress(NeedsTimingError):  # a number of steps that is measured once the model stands
         resolve(start.config, store.info)
-    except NeedsTimingError:
-        pass  # its number of steps is measured once the model stands
     return store
 
 
@@ -87,15 +97,18 @@ def _train(start: Start, given: Mapping[str, Any], store: TokenStore | None) -> 
         raise OutOfMemoryError(_memory_advice(start, error)) from error
     if run.stopped and run.trainer.step < run.num_steps:
         path = run.run_dir.path
-        raise StoppedError(f"stopped at step {run.trainer.step:,} of {run.num_steps:,} and saved; continue: trainwell train {path}")
+        raise StoppedError(
+            f"stopped at step {run.trainer.step:,} of {run.num_steps:,} and saved; continue: trainwell train {path}"
+        )
     sys.stdout.write(_what_next(run))
 
 
 def _memory_advice(start: Start, error: Exception) -> str:
     config = start.config
     return (
-        f"out of memory with micro_batch {config.micro_batch} x data.seq_len {config.data.seq_len}: lower --micro-batch (the "
-        f"results stay the same), then --data.seq-len or --model.width. The device said: {str(error).splitlines()[0]}"
+        f"out of memory with micro_batch {config.micro_batch} x data.seq_len {config.data.seq_len}: "
+        "lower --micro-batch, which changes no result, then --data.seq-len or --model.width. "
+        f"The device said: {str(error).splitlines()[0]}"
     )
 
 

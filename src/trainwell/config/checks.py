@@ -85,9 +85,6 @@ def _batch_problems(config: RunConfig) -> list[str]:
         below = tokens // seq_len * seq_len
         near = f"{below} or {below + seq_len}" if below else f"{seq_len}"
         return [f"batch_tokens: {tokens} is not a multiple of data.seq_len {seq_len}; the nearest is {near}"]
-    given = f"batch_size {size}" if tokens is None else f"the {sequences(config)} sequences of batch_tokens {tokens}"
-    if config.micro_batch != "auto" and config.micro_batch > sequences(config):
-        return [f"micro_batch: {config.micro_batch} is more than {given}; give at most that, or auto"]
     return []
 
 

@@ -4,6 +4,7 @@ Knows names and values only; what they mean is decided in `planning` and `build`
 validation, and a mistake names the layer it came from, the key, the value, what is allowed and what to do.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -167,18 +168,21 @@ class _Layer:
         if key.optional and text.strip().lower() in {"none", "null"}:
             return None
         if key.kind == "pair":
-            return [part for part in re.split(r"[\s,]+", text.strip("[]() ")) if part]
+            return [_as_yaml(part) for part in re.split(r"[\s,]+", text.strip("[]() ")) if part]
         if key.kind == "text" or text in key.choices:
             return text
         return self._typed_yaml(text)
 
     def _typed_yaml(self, value: object) -> object:
-        if not (self.typed and isinstance(value, str)):
-            return value
-        try:
-            return parse_yaml(value)
-        except yaml.YAMLError:
-            return value
+        return _as_yaml(value) if self.typed and isinstance(value, str) else value
+
+
+def _as_yaml(text: str) -> object:
+    """Read a value as YAML would; what YAML cannot read is text."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _validated(layers: list[_Layer]) -> RunConfig:
@@ -230,16 +234,16 @@ def _shown(value: object) -> str:
 def _nearest(name: str) -> str:
     """Suggest the key that was meant: the same word elsewhere, else the nearest spelling, else what the section has."""
     section, _, word = name.rpartition(".")
-    same = [key for key in by_name() if key.rpartition(".")[2] == word]
+    spelled = {key: _SPELLINGS.get(key, key) for key in [*by_name(), *_SPELLINGS]}
+    same = [meant for key, meant in spelled.items() if key.rpartition(".")[2] == word]
     if same:
         return f"; did you mean {' or '.join(same)}?"
     if section in sections():
         inside = [*sections()[section].model_fields]
-        return (
-            checks.did_you_mean(name, [f"{section}.{key}" for key in inside]) or f"; {section} has {', '.join(inside)}"
-        )
-    near = checks.did_you_mean(name, [*by_name(), *sections()])
-    return near or "; `trainwell show demo --yaml` prints every key, and extra.NAME is free for yours"
+        near = difflib.get_close_matches(word, inside, n=1)
+        return f"; did you mean {section}.{near[0]}?" if near else f"; {section} has {', '.join(inside)}"
+    suggestion = checks.did_you_mean(name, [*by_name(), *sections()])
+    return suggestion or "; `trainwell show demo --yaml` prints every key, and extra.NAME is free for yours"
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

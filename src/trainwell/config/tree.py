@@ -14,9 +14,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A group of keys: frozen, strict about names, its field docstrings shown as help."""
+    """A group of keys: frozen, strict about names; the docstrings of its fields are the help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -35,7 +35,7 @@ class DataConfig(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the text held out for validation."""
     split: Literal["auto", "tail", "documents"] = "auto"
-    """How text is held out: the tail of it, or whole documents by hash; auto is tail for one text, documents for several."""
+    """How text is held out: its tail, or whole documents by hash; auto is tail for one text, documents for several."""
     order: Literal["shuffled", "sequential"] = "shuffled"
     """Order of windows: reshuffled every epoch, without replacement; or as they stand in the file."""
 
@@ -148,7 +148,7 @@ class LogConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: every key has a default, and the defaults are the recipe `demo`."""
+    """One run: every key has a default, and a recipe or file says what differs."""
 
     name: str = "my-run"
     """Name of the run; its folder is runs/NAME."""
@@ -163,7 +163,7 @@ class RunConfig(Section):
     batch_tokens: Positive | None = None
     """Tokens per step over all ranks. Excludes batch_size."""
     micro_batch: Literal["auto"] | Positive = "auto"
-    """Sequences per forward pass; memory depends on it, results do not."""
+    """Sequences per forward pass, at most; memory depends on it, results do not. auto estimates what fits."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto is cuda, then mps, then cpu."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -171,7 +171,7 @@ class RunConfig(Section):
     compile: Literal["auto"] | bool = "auto"
     """torch.compile the model; auto compiles on CUDA when the run is long enough to pay for it."""
     kernels: Literal["auto", "reference"] = "auto"
-    """auto: fused optimizer and folded clipping; reference: plain operations, eager, bitwise equal to the plain loop."""
+    """auto: fused optimizer, folded clipping; reference: plain operations, eager, bitwise equal to the plain loop."""
     deterministic: bool = False
     """On CUDA, use deterministic algorithms only; a CPU run always does."""
     parallel: Literal["auto", "none"] = "auto"

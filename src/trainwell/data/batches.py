@@ -22,7 +22,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass sees: `inputs` and `targets` (B, T) int64, and the first row's place in the global batch."""
+    """What one forward pass sees: `inputs` and `targets` (B, T) int64, and the place of its first row in the batch."""
 
     inputs: Tensor
     targets: Tensor
@@ -90,7 +90,8 @@ def cut(
 ) -> list[MicroBatch]:
     """Cut rows into micro-batches of one shape, every `world_size`-th of them; filler rows have IGNORED targets.
 
-    Every rank gets the same number, so shapes never change and no rank waits for another; indices do not depend on ranks.
+    Every rank gets the same number, so shapes never change and no rank waits for another; indices do not depend on
+    the number of ranks.
     """
     rows = inputs.shape[0]
     in_turn = -(-rows // (micro_batch * world_size)) * world_size
@@ -98,7 +99,9 @@ def cut(
     if missing:
         inputs = torch.cat((inputs, inputs[:1].expand(missing, -1)))
         targets = torch.cat((targets, targets.new_full((missing, targets.shape[1]), IGNORED)))
-    pairs = zip(inputs.split(micro_batch), targets.split(micro_batch), range(0, rows + missing, micro_batch), strict=True)
+    pairs = zip(
+        inputs.split(micro_batch), targets.split(micro_batch), range(0, rows + missing, micro_batch), strict=True
+    )
     return [MicroBatch(_to(x, device), _to(y, device), index) for x, y, index in list(pairs)[rank::world_size]]
 
 
@@ -147,6 +150,7 @@ class Batches:
         return windows_at(start, size, len(self.examples), self._seed, self._order)
 
     def __call__(self, step: int) -> Batch:
+        """This rank's part of the step's global batch, on the device."""
         inputs, targets = stack(self.examples, self.indices(step))
         micro_batches = cut(inputs, targets, **self._cut)  # type: ignore[arg-type]
         return Batch(micro_batches, inputs.numel(), self.plan.examples_before(step) / len(self.examples))
@@ -162,6 +166,7 @@ class Prefetch:
         self.wait_s = 0.0
 
     def __call__(self, step: int) -> Batch:
+        """The step's batch, prepared before if the step is the one after the last that was asked for."""
         begin = time.perf_counter()
         ahead = self._next
         batch = ahead[1].result() if ahead is not None and ahead[0] == step else self._batches(step)
@@ -201,6 +206,7 @@ class Stream:
         return rows, columns
 
     def __call__(self, step: int) -> Batch:
+        """The next batch, whatever the step."""
         pair, self._first = self._first if self._first is not None else self._pull(), None
         inputs, targets = torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
         micro_batches = cut(inputs, targets, self._micro_batch or len(inputs), self._device)

@@ -87,6 +87,11 @@ def read_corpus(
     return Corpus(corpus, (_read_text(file),), (str(file),))
 
 
+def file_name(corpus: str) -> str | None:
+    """The file in TRAINWELL_DATA_DIR that holds a published corpus; None for one that needs no file."""
+    return _PUBLISHED[corpus].filename if corpus in _PUBLISHED else None
+
+
 def cache_folder(cache: Path | None = None) -> Path:
     """Name the folder of downloads and prepared tokens: `cache`, else TRAINWELL_CACHE_DIR, else the user's own."""
     if cache is not None:

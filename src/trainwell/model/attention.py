@@ -27,7 +27,10 @@ class KVCache:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float) -> Tensor:
-    """Causal scaled dot-product attention of the last T of S tokens: (B, H, T, D) and twice (B, H, S, D) to (B, H, T, D)."""
+    """Causal scaled dot-product attention of the last T of S tokens.
+
+    `queries` and the result are (B, H, T, D), `keys` and `values` (B, H, S, D).
+    """
     new, total = queries.shape[2], keys.shape[2]
     if new == total:
         return scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)

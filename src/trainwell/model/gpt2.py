@@ -3,8 +3,6 @@
 Names of modules are GPT-2's own (`wte`, `h.0.attn.c_attn`, ...), so that weights travel. Knows no config and no data.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import init
@@ -105,19 +103,13 @@ class GPT2(nn.Module):
         return self.lm_head(self.ln_f(x))  # type: ignore[no-any-return]
 
 
-class InitialWeights(Protocol):
-    """Fills the weights of a model in place from a CPU generator."""
-
-    def __call__(self, model: GPT2, generator: Generator) -> None: ...
-
-
 def init_torch(model: GPT2, generator: Generator) -> None:
     """Torch's default draws in the construction order of the book's model, whose query, key and value are apart."""
     _draw_defaults(model, generator, split_qkv=True)
 
 
 def init_gpt2(model: GPT2, generator: Generator) -> None:
-    """GPT-2's weights, N(0, 0.02) with residual projections scaled by (2 num_layers)^-0.5, as Karpathy's code draws them.
+    """GPT-2's weights as Karpathy's code draws them: N(0, 0.02), residual projections scaled by (2 num_layers)^-0.5.
 
     His model first draws torch's defaults for every module and then draws again over them, a tied head once more.
     """
@@ -139,9 +131,10 @@ def _draw_defaults(model: GPT2, generator: Generator, *, split_qkv: bool) -> Non
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             parts = 3 if split_qkv and name.endswith("c_attn") else 1
-            biases = [None] * parts if module.bias is None else module.bias.chunk(parts)
-            for weight, bias in zip(module.weight.chunk(parts), biases, strict=True):
-                _draw_linear(weight, bias, generator)
+            bias: Tensor | None = module.bias
+            biases = [None] * parts if bias is None else bias.chunk(parts)
+            for rows, offsets in zip(module.weight.chunk(parts), biases, strict=True):
+                _draw_linear(rows, offsets, generator)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+
 class Tokens(Protocol):
     """What a loss looks at: token ids and the ids to predict, both (B, T) int64."""
 

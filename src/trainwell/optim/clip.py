@@ -43,7 +43,9 @@ def clip_and_update(
     return norm, skip
 
 
-def _update_folded(optimizer: Any, norm: Tensor, skip: Tensor, max_norm: float | None, loss_scale: Tensor | None) -> None:
+def _update_folded(
+    optimizer: Any, norm: Tensor, skip: Tensor, max_norm: float | None, loss_scale: Tensor | None
+) -> None:
     divisor = torch.ones_like(norm) if max_norm is None else ((norm + 1e-6) / max_norm).clamp(min=1.0)
     optimizer.grad_scale = divisor if loss_scale is None else divisor * loss_scale
     optimizer.found_inf = skip.to(norm.dtype)

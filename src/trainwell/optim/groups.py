@@ -23,12 +23,14 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def hidden_matrices(model: nn.Module, vocab_size: int) -> list[nn.Parameter]:
+def hidden_matrices(model: nn.Module, vocab_size: int) -> list[Tensor]:
     """The weights Muon is made for: those of linear layers between the embedding and the head.
 
     A linear layer with `vocab_size` outputs is the head.
     """
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features != vocab_size]
+    linear = [
+        module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features != vocab_size
+    ]
     return [module.weight for module in linear if module.weight.requires_grad]
 
 

@@ -26,8 +26,9 @@ class Guard:
         count = int(self.in_a_row)
         if count >= IN_A_ROW:
             raise DivergedError(
-                f"{count} steps in a row up to step {step} had a loss or gradient norm that is not finite; no update was "
-                "made in them. Lower optim.lr, lengthen schedule.warmup, lower optim.max_grad_norm, or use a wider precision"
+                f"{count} steps in a row up to step {step} had a loss or gradient norm that is not finite; no update "
+                "was made in them. Lower optim.lr, lengthen schedule.warmup, lower optim.max_grad_norm, or use a wider "
+                "precision"
             )
 
     def state_dict(self) -> dict[str, int]:
@@ -53,7 +54,7 @@ class LossScale:
         self.patience = patience
 
     def adjust(self, skip: Tensor, loss: Tensor) -> Tensor:
-        """Move the scale after a step; return whether the skip was more than an overflow that a lower scale can cure."""
+        """Move the scale after a step; return whether the skip was more than an overflow that a lower scale cures."""
         overflow = skip & loss.isfinite() & (self.value > 1)
         self.overflows = self.overflows + overflow
         self.good_steps = torch.where(skip, 0, self.good_steps + 1)

@@ -1,4 +1,4 @@
-"""Reference bands: the validation losses that a recipe usually gives on a text, so that a reader knows what is normal."""
+"""Reference bands: the validation losses that a recipe usually gives on a text; a reader then knows what is normal."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -43,7 +43,8 @@ def band_line(bands: Sequence[Band], tokens: int, val_loss: float) -> str | None
     low = _at(tokens, [(band.tokens, band.low) for band in bands])
     high = _at(tokens, [(band.tokens, band.high) for band in bands])
     place = "lower than usual" if val_loss < low else "higher than usual" if val_loss > high else "normal"
-    return f"val {val_loss:.2f} at {short_count(tokens)} tokens (this recipe usually gives {low:.2f} to {high:.2f}: {place})"
+    usual = f"this recipe usually gives {low:.2f} to {high:.2f}: {place}"
+    return f"val {val_loss:.2f} at {short_count(tokens)} tokens ({usual})"
 
 
 def _at(tokens: int, points: Sequence[tuple[int, float]]) -> float:

@@ -23,8 +23,7 @@ def _about_length(plan: Plan) -> list[str]:
     found = []
     if steps < horizon:
         found.append(
-            f"the run is the first {steps:,} steps of a schedule of {horizon:,}: "
-            f"it ends at {rate(plan.lr(steps - 1))}, before the decay is done"
+            f"the run is the first {steps:,} steps of a schedule of {horizon:,}: it ends at {rate(plan.lr(steps - 1))}"
         )
     if steps > horizon:
         found.append(

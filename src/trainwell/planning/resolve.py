@@ -89,7 +89,9 @@ def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_s
     num_windows = _windows(info.train_tokens, config.data.seq_len, stride) if info else 0
     count = _Counter(batch_size, config.data.seq_len, num_windows, seconds_per_step)
     lengths = _lengths(config, count)
-    problems += count.problems or _length_problems(config, lengths)
+    problems += count.problems
+    if not count.problems and not count.untimed:
+        problems += _length_problems(config, lengths)
     if problems:
         raise checks.error(problems)
     if count.untimed:
@@ -161,13 +163,13 @@ class _Counter:
             case "epochs":
                 if not self.num_windows:
                     self.problems.append(
-                        f"{key}: {length} cannot be counted without the text, and none is at hand; "
-                        "name one with data.path or data.corpus, or give steps or tokens"
+                        f"{key}: {length} cannot be counted without the text, which is not at hand; "
+                        "name another with data.path or data.corpus, or give steps or tokens"
                     )
                 return length.amount * Fraction(self.num_windows, self.batch_size)
             case "minutes":
                 self.untimed = self.seconds_per_step is None
-                return length.amount * 60 / Fraction(self.seconds_per_step or 1)
+                return length.amount * 60 / Fraction(repr(self.seconds_per_step or 1))
 
 
 def _lengths(config: RunConfig, count: _Counter) -> _Lengths:

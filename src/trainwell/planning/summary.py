@@ -9,9 +9,10 @@ from trainwell.runs.console import short_count
 def summary(plan: Plan, parameters: int) -> list[str]:
     """Size, length, data and schedule, one line each, then what is worth knowing about them."""
     tokens = plan.batch.tokens_before(plan.num_steps)
+    size = f"{plan.batch.size(0)} x {plan.seq_len} = {plan.batch.tokens_before(1):,} tokens"
     return [
-        f"{plan.config.name}: {parameters:,} parameters, {plan.num_steps:,} steps of {plan.batch.size(0)} x {plan.seq_len} = "
-        f"{plan.batch.tokens_before(1):,} tokens, {short_count(tokens)} in all",
+        f"{plan.config.name}: {parameters:,} parameters, {plan.num_steps:,} steps of {size}, "
+        f"{short_count(tokens)} in all",
         f"data: {_data(plan)}, {tokens / parameters:.3g} tokens per parameter",
         f"schedule: {schedule_line(plan)}",
         *(f"note: {line}" for line in notes(plan)),
@@ -22,6 +23,8 @@ def _data(plan: Plan) -> str:
     info, epochs = plan.info, plan.epoch(plan.num_steps)
     if info is None:
         return "not counted yet"
-    passes = "an unknown number of passes" if epochs is None else f"{epochs:.2f} passes over {plan.num_windows:,} windows"
+    passes = (
+        "an unknown number of passes" if epochs is None else f"{epochs:.2f} passes over {plan.num_windows:,} windows"
+    )
     version = "" if info.version is None else f" ({info.version})"
     return f"{info.corpus}{version}, {short_count(info.train_tokens)} tokens, tokenizer {info.tokenizer}, {passes}"

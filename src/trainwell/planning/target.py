@@ -41,14 +41,14 @@ def find_start(
     flags = flags or {}
     path, step = parse_target(target) if target is not None else (None, None)
     if path is not None and is_run(Path(path)):
-        source = RunDir(Path(path))
+        old = RunDir(Path(path))
         if step is not None:
-            return _branch(source, step, flags, run)
-        if run is not None and run.resolve() != source.path.resolve():
+            return _branch(old, step, flags, run)
+        if run is not None and run.resolve() != old.path.resolve():
             raise ConfigError(
                 f"--run {run}: {path} is a run and continues in its own folder; to branch from it write {path}@last"
             )
-        return Start(_continued(source, load.load(None, file=source.config_yaml, flags=flags)), source)
+        return Start(_continued(old, load.load(None, file=old.config_yaml, flags=flags, source=source)), old)
     if step is not None:
         raise ConfigError(f"{target}: there is no run in {path}; a step is named as runs/NAME@1200, @best or @last")
     config = load.load(path, file=file, flags=flags, source=source)
@@ -90,7 +90,7 @@ def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path |
 
 
 def _continued(run: RunDir, wanted: RunConfig) -> RunConfig:
-    """The configuration a run continues with: its own, with `wanted` for keys that are free; other changes are refused."""
+    """The configuration a run continues with: its own, and `wanted` where a key is free; other changes are refused."""
     recorded = load.load(None, file=run.config_yaml)
     old, new = flat(recorded), flat(wanted)
     free = FREE if recorded.schedule.horizon is None else (*FREE, "duration")
@@ -106,7 +106,8 @@ def _continued(run: RunDir, wanted: RunConfig) -> RunConfig:
         )
         raise ConfigError(
             f"{run.path} already holds a run with other settings:\n" + "\n".join(lines) + hint + "\n"
-            f"Leave them as they are to continue it, start anew with --run OTHER, or branch: trainwell train {run.path}@last --run NEW"
+            "Leave them as they are to continue it, start anew with --run OTHER, or branch: "
+            f"trainwell train {run.path}@last --run NEW"
         )
     kept = {key: old[key] for key in old if not key.startswith(free)}
     return load.load(None, file=run.config_yaml, flags={**{key: new[key] for key in new if key not in kept}})

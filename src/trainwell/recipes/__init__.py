@@ -1,1 +1,1 @@
-"""The recipes, as data: each YAML file holds config keys, a paragraph `about` it, and the `bands` of losses it gives."""
+"""The recipes, as data: each file holds config keys, a paragraph `about` it, and the `bands` its losses fall in."""

@@ -104,10 +104,10 @@ def _plan(config: RunConfig, env: dict[str, Any]) -> Plan | None:
     """The plan, from the counts of the data that the run wrote down; without them, what the config alone can say."""
     from trainwell.data.prepare import StoreInfo  # here, because it brings numpy, which `show` can often do without
 
-    data = env.get("data")
+    counts = env.get("counts")
     try:
-        return resolve(config, StoreInfo(**data) if isinstance(data, dict) else None)
-    except (ConfigError, TypeError):
+        return resolve(config, StoreInfo(**counts) if isinstance(counts, dict) else None)
+    except (ConfigError, TypeError):  # epochs without counts, or counts of another version
         return None
 
 

@@ -44,15 +44,26 @@ def write_plots(run: RunData) -> list[Path]:
 
 
 def smoothed(values: Floats, span: int) -> Floats:
-    """Mean over up to `span` values around each, fewer towards both ends, so that nothing lags; gaps are left out."""
-    count = len(values)
+    """Weighted mean over up to `span` values around each, fewer towards both ends, so that nothing lags; gaps stay out.
+
+    The mean of a mean weighs like a triangle: a spike becomes a hill and not a box.
+    """
+    return _centred_mean(_centred_mean(values, span // 4), span // 4)
+
+
+def _centred_mean(values: Floats, most: int) -> Floats:
+    """The mean of each value and its neighbours, the same number on both sides, up to `most`."""
     known = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])
-    at = np.arange(count)
-    half = np.minimum(np.minimum(at, count - 1 - at), span // 2)
+    at = np.arange(len(values))
+    half = np.minimum(np.minimum(at, len(values) - 1 - at), most)
     within = counts[at + half + 1] - counts[at - half]
     return np.where(within > 0, (sums[at + half + 1] - sums[at - half]) / np.maximum(within, 1), np.nan)
+
+
+def _span(values: Floats) -> int:
+    return max(8, len(values) // 20)
 
 
 def _draw_lr(run: RunData) -> Figure:
@@ -98,14 +109,14 @@ def _draw_loss(run: RunData) -> Figure:
     figure, axes = _figure(run, "loss")
     steps, losses = _column(run.train, "train/loss")
     axes.plot(steps, losses, color=TRAIN, lw=0.7, alpha=0.3)
-    smooth = smoothed(losses, len(losses) // 30)
+    smooth = smoothed(losses, _span(losses))
     axes.plot(steps, smooth, color=TRAIN, lw=2, label="training, smoothed")
     states, checked = _column(run.val, "val/loss")
-    if len(states):
+    if np.isfinite(checked).any():
         best = int(np.nanargmin(checked))
         label = f"validation, best {checked[best]:.3f} at step {int(states[best])}"
-        axes.plot(states, checked, "o-", color=VAL, lw=1.6, ms=5, mec="white", mew=0.8, label=label)
-        axes.plot(states[best], checked[best], "o", ms=11, mfc="none", mec=VAL, mew=1.4)
+        axes.plot(states, checked, "o-", color=VAL, lw=1.6, ms=5, mec="white", mew=0.8, label=label, clip_on=False)
+        axes.plot(states[best], checked[best], "o", ms=11, mfc="none", mec=VAL, mew=1.4, clip_on=False)
     axes.set_ylim(_range_of(np.concatenate([losses, checked])))
     axes.set_ylabel("loss, nats per token", color=INK)
     _legend(axes)
@@ -120,7 +131,9 @@ def _draw_norm(run: RunData) -> Figure:
     threshold = run.config.optim.max_grad_norm
     axes.set_yscale("log")
     axes.plot(steps, norms, color=TRAIN, lw=0.7, alpha=0.35)
-    axes.plot(steps, smoothed(norms, len(norms) // 30), color=TRAIN, lw=2, label="global L2 norm, smoothed")
+    # On a logarithmic axis the typical norm is the geometric mean: one spike does not lift the line for long.
+    typical = np.exp(smoothed(np.log(np.where(norms > 0, norms, np.nan)), _span(norms)))
+    axes.plot(steps, typical, color=TRAIN, lw=2, label="global L2 norm, smoothed")
     if threshold:
         _, clipped = _column(run.train, "train/clipped")
         share = f", {np.nanmean(clipped):.0%} of the steps clipped" if len(clipped) else ""
@@ -162,8 +175,8 @@ def _figure(run: RunData, what: str) -> tuple[Figure, Axes]:
     axes.tick_params(colors="#555555", labelsize=9)
     axes.grid(axis="y", color="#E6E6E6", lw=0.8)
     axes.set_axisbelow(True)
-    last = (run.num_steps or run.steps_done) - 1
-    axes.set_xlim(-0.01 * last, 1.01 * max(last, 1))
+    end = run.num_steps or run.steps_done
+    axes.set_xlim(-0.01 * end, 1.01 * end)
     axes.set_xlabel("step", color=INK)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, axes
@@ -217,7 +230,7 @@ def _range_of(losses: Floats) -> tuple[float, float]:
     finite = losses[np.isfinite(losses)]
     if not len(finite):
         return 0.0, 1.0
-    low, high = float(finite.min()), max(float(finite[0]), float(np.quantile(finite, 0.995)))
+    low, high = float(finite.min()), max(float(finite[0]), float(np.quantile(finite, 0.98, method="lower")))
     air = 0.06 * (high - low) or 0.5
     return low - air, high + air
 

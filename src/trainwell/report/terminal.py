@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trainwell.config.checks import training_problems
 from trainwell.config.load import Recipe
 from trainwell.planning.describe import explain, joints, schedule_line
 from trainwell.planning.lints import notes
@@ -73,7 +74,10 @@ def show_recipe(plan: Plan, recipe: Recipe) -> RenderableType:
         Text(),
         _arithmetic(plan),
         *_notes(notes(plan)),
-        *_next(f"trainwell train {recipe.name}", f"trainwell show {recipe.name} --yaml > my.yaml"),
+        *_next(
+            f"trainwell train {recipe.name}{' --data.path TEXT' if training_problems(plan.config) else ''}",
+            f"trainwell show {recipe.name} --yaml > my.yaml",
+        ),
     )
 
 
@@ -152,7 +156,8 @@ def _arithmetic(plan: Plan) -> Table:
 
 
 def _power(count: float) -> str:
-    return f"{count:.2e}".replace("e+", "e")
+    digits, exponent = f"{count:.2e}".split("e")
+    return f"{digits}e{int(exponent)}"
 
 
 def _epochs(plan: Plan, step: int) -> str:
@@ -162,7 +167,7 @@ def _epochs(plan: Plan, step: int) -> str:
 
 def _losses(run: RunData) -> Iterable[RenderableType]:
     """The curve of the training loss, a mean for each of some eighty stretches, and of the validation loss."""
-    last = (run.num_steps or run.steps_done) - 1
+    end = run.num_steps or run.steps_done
     train, val = _points(run.train, "train/loss"), _points(run.val, "val/loss")
     size = max(1, len(train) // 80)
     stretches = [train[start : start + size] for start in range(0, len(train), size)]
@@ -170,7 +175,7 @@ def _losses(run: RunData) -> Iterable[RenderableType]:
     log = all(loss > 0 for _, loss in [*means, *val])
     what = f"loss, nats per token{', logarithmic' if log else ''}, over steps"
     heading = Text.assemble((f"{what}   ", "bold"), ("training", _STYLES[0]), "  ", ("o validation", _STYLES[1]))
-    return heading, Chart([Series(means), Series(val, "o")], last, numbers=".3g", log=log)
+    return heading, Chart([Series(means), Series(val, "o")], end, numbers=".3g", log=log)
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:

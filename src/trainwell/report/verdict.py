@@ -69,7 +69,7 @@ def judge(train: Sequence[Row], val: Sequence[Row]) -> Judgement:
         return judgement(
             "overfitting", said, f"sample from @{best_step}; try more text, --model.dropout 0.2 or a shorter run"
         )
-    falling = course[-2][1] > (1 + _MATTERS) * last
+    falling = _falls([loss for _, loss in course])
     advice = "still falling: try a longer --duration" if falling else "flat at the end: try a larger model or more text"
     return judgement("learned", f": {which} loss {first:.3f} to {last:.3f}{_best(best_step, best)}", advice)
 
@@ -85,6 +85,12 @@ def _diverged(losses: Sequence[tuple[int, float]], smooth: Sequence[tuple[int, f
     first, last = smooth[0][1], smooth[-1][1]
     regained = last - lowest > max((first - lowest) / 2, _LEARNS * lowest)
     return step if regained else None
+
+
+def _falls(losses: Sequence[float]) -> bool:
+    """Whether the last tenth of the course, at least its last point, is clearly below what came as long before it."""
+    size = max(1, len(losses) // 10)
+    return fmean(losses[-2 * size : -size]) > (1 + _MATTERS) * fmean(losses[-size:])
 
 
 def _smooth(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

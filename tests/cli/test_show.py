@@ -1,0 +1,116 @@
+"""`trainwell show`, from the command line to what is printed."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainwell.cli.app import run
+from trainwell.config.load import load
+from trainwell.runs.metrics import MetricsFile
+from trainwell.runs.rundir import RunDir
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINWELL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def a_run(tmp_path: Path) -> Path:
+    folder = RunDir(tmp_path / "demo")
+    folder.create()
+    folder.config_yaml.write_text("name: demo\nduration: 20\nbatch_size: 16\n")
+    rows = [{"step": step, "train/loss": 5.0 - step / 10, "train/lr": 1e-3} for step in range(10)]
+    MetricsFile(folder.metrics_jsonl).append(
+        {"step": 0, "val/loss": 5.5}, *rows, {"step": 10, "val/loss": float("nan")}
+    )
+    return folder.path
+
+
+def show(capsys: pytest.CaptureFixture[str], *tokens: str) -> str:
+    assert run(["show", *tokens]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *tokens: str) -> str:
+    assert run(["show", *tokens]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err
+
+
+def test_without_a_target_it_shows_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    text = show(capsys)
+    assert text.startswith("demo\n")
+    assert "842,624 parameters" in " ".join(text.split())
+    assert "trainwell train demo" in text
+
+
+def test_a_flag_changes_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "linear warmup 5 steps to 3e-3" in show(capsys, "demo", "--duration", "50")
+
+
+def test_the_yaml_of_a_recipe_is_a_config_file_that_gives_the_same_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(show(capsys, "demo", "--yaml", "--optim.lr", "2e-3"))
+    assert load(str(file)) == load("demo", flags={"optim.lr": "2e-3"})
+
+
+def test_a_step_of_a_recipe_is_shown_before_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "P x (s + 1)/W = 3e-3 x (40 + 1)/120 = 1.025e-3" in " ".join(show(capsys, "demo@40").split())
+
+
+def test_a_run_is_reported(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
+    assert "stopped after step 9 of 20" in " ".join(show(capsys, str(a_run)).split())
+
+
+def test_a_step_of_a_run_shows_what_was_recorded(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
+    assert json.loads(show(capsys, f"{a_run}@3", "--json"))["recorded"]["train/loss"] == 4.7
+
+
+@pytest.mark.parametrize("target", ["demo", "demo@7"])
+def test_json_of_a_recipe_is_strict(capsys: pytest.CaptureFixture[str], target: str) -> None:
+    assert isinstance(json.loads(show(capsys, target, "--json")), dict)
+
+
+def test_json_of_a_run_has_null_for_a_loss_that_is_no_number(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
+    facts = json.loads(show(capsys, str(a_run), "--json"))
+    assert facts["val"][-1] == {"step": 10, "val/loss": None}
+    assert facts["verdict"]["kind"] == "learned"
+    assert (facts["steps_done"], facts["num_steps"]) == (10, 20)
+
+
+def test_the_yaml_of_a_run_is_its_configuration(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
+    assert yaml.safe_load(show(capsys, str(a_run), "--yaml"))["duration"] == 20
+
+
+def test_the_code_of_the_demo_is_the_plain_loop_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    source = Path(__file__).parents[2] / "src" / "trainwell" / "reference.py"
+    shown = show(capsys, "demo", "--code")
+    assert ast.dump(ast.parse(shown)) == ast.dump(ast.parse(source.read_text(encoding="utf-8")))
+
+
+def test_a_step_past_the_end_names_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "demo@1200: the run has 1200 steps; the last one taken is @1199" in refused(capsys, "demo@1200")
+
+
+def test_a_recipe_has_no_best_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "only a run has a best step" in refused(capsys, "demo@best")
+
+
+def test_a_run_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
+    assert "is a run and is shown as it is" in refused(capsys, str(a_run), "--optim.lr", "1")
+
+
+def test_two_forms_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give one of them" in refused(capsys, "demo", "--yaml", "--json")
+
+
+def test_an_unknown_recipe_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "demo" in refused(capsys, "dmo")

@@ -1,0 +1,66 @@
+"""Mistakes between keys, each provoked."""
+
+import pytest
+
+from trainwell.config import checks
+from trainwell.config.load import load
+from trainwell.config.tree import RunConfig
+from trainwell.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"model.num_heads": 3}, "model.num_heads: 3 does not divide model.width 128; nearest that do: 2 and 4"),
+        (
+            {"batch_tokens": 1000},
+            "batch_tokens: 1000 is not a multiple of data.seq_len 128; the nearest is 896 or 1024",
+        ),
+        ({"batch_tokens": 100}, "the nearest is 128"),
+        ({"batch_size": None}, "batch_size, batch_tokens: both are null; give one of them"),
+        ({"duration": 0}, "duration: 0 steps is no run; give at least 1 step"),
+        ({"duration": "10%"}, "duration: 10% of what? give steps, tokens, epochs or minutes"),
+        ({"eval.every": 0}, "eval.every: 0 steps is not a length; give at least 1 step, or null for never in between"),
+        ({"schedule.horizon": 0}, "or null for the run's duration"),
+        ({"sample.every": "5 minutes"}, "sample.every: 5 minutes is a time, and only the duration may be one"),
+        ({"schedule.warmup": "5 minutes"}, "schedule.warmup: 5 minutes is a time"),
+        ({"optim.clip_from": "5 minutes"}, "optim.clip_from: 5 minutes is a time"),
+        ({"schedule.warmup": 1200}, "schedule.warmup: 1200 steps is not shorter than the horizon of 1200 steps"),
+        ({"schedule.warmup": "100%"}, "schedule.warmup: 100% is not shorter than the horizon"),
+        ({"schedule.warmup": 50, "schedule.horizon": 40}, "than the horizon of 40 steps (schedule.horizon)"),
+        ({"schedule.min_lr": "200%"}, "schedule.min_lr: 200% is above the peak optim.lr 0.003"),
+        ({"schedule.initial_lr": 1.0}, "schedule.initial_lr: 1.0 is above the peak optim.lr 0.003"),
+        ({"schedule.warmup_shape": "exponential"}, "give a schedule.initial_lr above 0"),
+        ({"schedule.initial_lr": "1%", "schedule.warmup": 1}, "schedule.initial_lr: 1% cannot rise to the peak"),
+        ({"schedule.dialect": "nanogpt", "schedule.decay": "wsd"}, "schedule.decay: wsd has no effect"),
+        ({"sample.prompt": ""}, "sample.prompt: '' gives the model nothing to continue"),
+        ({"name": "a/b"}, "name: 'a/b' cannot name the run's folder"),
+        ({"name": ".."}, "name: '..' cannot name the run's folder"),
+        ({"precision": "fp16", "device": "cpu"}, "precision: fp16 is not for training on device cpu"),
+        ({"kernels": "reference", "compile": True}, "compile: true contradicts kernels reference"),
+    ],
+)
+def test_each_contradiction_is_found_and_named(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("demo", flags=flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_contradictions_are_reported_together() -> None:
+    with pytest.raises(ConfigError, match=r"^3 mistakes in the configuration:\n  name.*\n  model.*\n  duration"):
+        load("demo", flags={"name": "", "model.num_heads": 3, "duration": 0})
+
+
+def test_a_tree_made_by_hand_is_checked_too() -> None:
+    assert checks.problems(RunConfig(batch_tokens=1024)) == [
+        "batch_size, batch_tokens: 32 and 1024 exclude each other; give one and set the other to null"
+    ]
+
+
+def test_a_recipe_without_text_is_a_mistake_only_when_training() -> None:
+    config = load("gpt2-124m")
+    assert checks.problems(config) == []
+    [line] = checks.training_problems(config)
+    assert "--data.path FILE_OR_FOLDER" in line
+    assert checks.training_problems(load("gpt2-124m", flags={"data.path": "mine"})) == []

@@ -1,0 +1,171 @@
+"""Lengths become steps by stated rounding, and whatever cannot be is said before anything starts."""
+
+import subprocess
+import sys
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainwell.config.load import load
+from trainwell.config.tree import RunConfig
+from trainwell.errors import ConfigError
+from trainwell.planning.resolve import NeedsTimingError, resolve
+
+EPOCH = 1000  # windows of the text below: 1000 * 128 + 1 tokens at seq_len 128
+TOKENS = EPOCH * 128 + 1
+
+
+def test_the_book_run_has_the_books_counts(plan_of: Any) -> None:
+    plan = plan_of("book", tokens=4612)
+    assert (plan.num_windows, plan.num_steps, plan.horizon, plan.warmup, plan.clip_from) == (18, 135, 135, 27, 27)
+    assert plan.batch.tokens_before(plan.num_steps) == 69_120
+    assert (plan.lr(0), plan.lr(27)) == (1e-5, 1e-3)
+    assert plan.epoch(135) == 15
+
+
+def test_karpathys_long_run_has_gpt3s_counts(plan_of: Any) -> None:
+    plan = plan_of("gpt2-124m")
+    assert (plan.num_steps, plan.horizon, plan.warmup, plan.vocab_size) == (19073, 19073, 715, 50304)
+    assert plan.batch.size(0) == 512
+    assert plan.epoch(100) is None
+
+
+def test_shakespeare_is_laid_out_over_its_horizon_however_short_the_run(plan_of: Any) -> None:
+    whole, beginning = plan_of("shakespeare-char"), plan_of("shakespeare-char", {"duration": 60})
+    assert (whole.num_steps, beginning.num_steps) == (2000, 60)
+    assert [whole.lr(step) for step in range(60)] == [beginning.lr(step) for step in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        ("7", 7),
+        ("4096 tokens", 2),
+        ("4095 tokens", 1),
+        ("1 token", 1),
+        ("1 epochs", 63),  # 62.5 batches of 16
+        ("2 epochs", 125),
+        ("0.01 epochs", 1),
+    ],
+)
+def test_a_duration_in_tokens_rounds_down_and_in_epochs_up(plan_of: Any, duration: str, steps: int) -> None:
+    flags = {"duration": duration, "schedule.warmup": 0, "eval.every": None}
+    assert plan_of("demo", flags, tokens=TOKENS).num_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [("10%", 20), ("0.1%", 1), ("1 epochs", 63), ("0.5 epochs", 31), ("0.001 epochs", 1), (None, None)],
+)
+def test_a_cadence_is_of_the_run_rounds_epochs_to_the_nearest_and_is_at_least_one(
+    plan_of: Any, every: str | None, steps: int | None
+) -> None:
+    flags = {"duration": 200, "schedule.horizon": 5000, "eval.every": every, "sample.every": every}
+    plan = plan_of("demo", flags | {"checkpoint.every": every}, tokens=TOKENS)
+    assert (plan.eval_every, plan.sample_every, plan.save_every) == (steps, steps, steps)
+
+
+def test_per_cents_of_the_schedule_are_of_the_horizon(plan_of: Any) -> None:
+    flags = {"duration": 100, "schedule.horizon": "400%", "schedule.warmup": "20%", "schedule.decay": "wsd"}
+    plan = plan_of("demo", flags | {"schedule.decay_steps": "25%", "optim.clip_from": "50%"})
+    assert (plan.horizon, plan.warmup, plan.decay_steps, plan.clip_from) == (400, 80, 100, 50)
+
+
+@given(per_cent=st.integers(0, 99), steps=st.integers(1, 10**6))
+def test_per_cents_are_exact_and_only_the_warmup_may_come_to_nothing(per_cent: int, steps: int) -> None:
+    plan = resolve(load("demo", flags={"duration": steps, "schedule.warmup": f"{per_cent}%", "eval.every": "1%"}))
+    assert plan.warmup == per_cent * steps // 100
+    assert plan.eval_every == max(1, steps // 100)
+
+
+def test_a_duration_in_minutes_waits_for_a_timing() -> None:
+    config = load("demo", flags={"duration": "5 minutes", "schedule.warmup": 2000})
+    with pytest.raises(NeedsTimingError, match="5 minutes is a time"):
+        resolve(config)
+    assert resolve(config, seconds_per_step=0.05).num_steps == 6000
+    with pytest.raises(ConfigError, match=r"schedule\.warmup: 2000 steps, which is 2000 steps, is not shorter"):
+        resolve(config, seconds_per_step=0.5)
+
+
+def test_epochs_without_a_text_are_named(plan_of: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_of("book")
+    assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == ["duration", "sample.every"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"schedule.dialect": "nanogtp"}, "or null for trainwell's own; did you mean nanogpt?"),
+        ({"schedule.dialect": "book"}, "schedule.initial_lr: the dialect book starts there"),
+        ({"schedule.dialect": "nanogpt", "schedule.initial_lr": 1e-5}, "the dialect nanogpt has no initial rate"),
+        (
+            {"schedule.warmup": "1 epochs", "duration": 60},
+            "schedule.warmup: 1 epochs, which is 63 steps, is not shorter",
+        ),
+        ({"schedule.initial_lr": "1%", "duration": 15}, "in a warmup of 10%, which is 1 steps; give"),
+        (
+            {"schedule.decay": "wsd", "schedule.decay_steps": "95%"},
+            "schedule.decay_steps: 95% comes to 1140 steps; allowed are 1 to 1080",
+        ),
+        (
+            {"schedule.decay": "wsd", "schedule.decay_steps": 0},
+            "schedule.decay_steps: 0 steps comes to 0 steps; allowed",
+        ),
+        ({"model.pad_vocab_to": 100}, "model.pad_vocab_to: 100 is less than the 257 tokens of the tokenizer bytes"),
+        (
+            {"schedule.dialect": "llm.c", "schedule.horizon": 1000},
+            "duration: 1200 steps go past the horizon of 1000, where the dialect llm.c ends",
+        ),
+    ],
+)
+def test_what_counting_shows_to_be_wrong_is_named(plan_of: Any, flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_of("demo", flags, tokens=TOKENS)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_of_the_configuration_and_of_counting_come_together(plan_of: Any) -> None:
+    config = RunConfig.model_validate({"name": "a/b", "schedule": {"dialect": "x"}, "model": {"pad_vocab_to": 3}})
+    with pytest.raises(
+        ConfigError, match=r"^4 mistakes .*\n  name.*\n  schedule\.dialect.*\n  model\.pad.*\n  sample\.every"
+    ):
+        resolve(config)
+
+
+def test_the_vocabulary_is_the_padded_one_and_unknown_without_its_text(plan_of: Any) -> None:
+    assert plan_of("demo").vocab_size == 257
+    assert plan_of("demo", {"model.pad_vocab_to": 320}).vocab_size == 320
+    assert plan_of("shakespeare-char").vocab_size is None
+    assert plan_of("shakespeare-char", tokens=10_000).vocab_size == 65
+
+
+def test_windows_overlap_by_the_stride_in_training_and_never_in_validation(plan_of: Any) -> None:
+    plan = plan_of("demo", {"data.stride": 64}, tokens=TOKENS)
+    assert (plan.num_windows, plan.num_val_windows) == (2 * EPOCH - 1, (TOKENS // 8 - 1) // 128)
+    assert plan.epoch(100) == pytest.approx(1600 / plan.num_windows)
+
+
+def test_the_schedules_are_named_by_the_setting_they_set(plan_of: Any) -> None:
+    plan = plan_of("demo")
+    assert plan.schedules == {"lr": plan.lr}
+
+
+def test_the_rate_is_exactly_the_share_of_the_peak(plan_of: Any) -> None:
+    plan = plan_of("demo", {"optim.lr": 3e-3, "schedule.min_lr": "10%"})
+    assert plan.lr(plan.num_steps - 1) == 3e-4
+    assert Fraction(str(plan.lr(plan.num_steps))) == Fraction("0.0003")
+
+
+def test_planning_a_recipe_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from trainwell.config.load import load; from trainwell.planning import describe, lints, resolve;"
+        "plan = resolve.resolve(load('gpt2-124m')); describe.joints(plan); lints.notes(plan);"
+        "sys.exit(', '.join({'torch', 'numpy', 'rich', 'matplotlib'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
