@@ -4,15 +4,15 @@ python examples/own_data.py [STEPS]
 """
 
 import sys
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import trainwell as tw
 
 
-class Sums:
+class Sums(Dataset[tuple[Tensor, Tensor]]):
     """Additions of two numbers below 100, as characters: 17+25=042. Only the answer is to be predicted."""
 
     alphabet = "0123456789+="
@@ -33,16 +33,12 @@ class Sums:
 
 def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    shape = {"num_layers": 2, "width": 64, "pad_vocab_to": 12}
-    common = {"model": shape, "batch_size": 64, "micro_batch": 64, "duration": steps}
-    tw.fit(tw.build("demo", data=Sums(0, 9000), val=Sums(9000, 10000), run_dir="runs/own-data", **common))
+    shape = {"num_layers": 2, "width": 64, "pad_vocab_to": len(Sums.alphabet)}
+    train, val = Sums(0, 9000), Sums(9000, 10000)
+    tw.fit(tw.build("demo", data=train, val=val, model=shape, batch_size=64, duration=steps, run_dir="runs/own-data"))
 
-    def loader() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, 9000 - 64, 64):
-            rows = [Sums(0, 9000)[index] for index in range(start, start + 64)]
-            yield torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
-
-    tw.fit(tw.build("demo", data=tw.from_loader(list(loader())), run_dir="runs/own-loader", **common))
+    loader = DataLoader(train, batch_size=64, shuffle=True, drop_last=True)
+    tw.fit(tw.build("demo", data=tw.from_loader(loader), model=shape, duration=steps, run_dir="runs/own-loader"))
 
 
 if __name__ == "__main__":

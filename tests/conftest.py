@@ -1,6 +1,9 @@
-"""For all tests: hypothesis without deadlines, and GPT-2s small enough to take a step in a millisecond."""
+"""For all tests: hypothesis without deadlines, and models and runs small enough to take a step in a millisecond."""
 
-from collections.abc import Callable
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from trainwell.model.gpt2 import GPT2
+    from trainwell.run import Run
 
 settings.register_profile("trainwell", deadline=None)
 settings.load_profile("trainwell")
@@ -27,3 +31,93 @@ def gpt2_of() -> Callable[..., "GPT2"]:
         return model.to(dtype)
 
     return make
+
+
+TINY: dict[str, Any] = {
+    "duration": 12,
+    "batch_size": 4,
+    "micro_batch": 2,
+    "data": {"seq_len": 16, "val_fraction": 0.25},
+    "model": {"num_layers": 1, "num_heads": 2, "width": 16},
+    "eval": {"every": None, "batches": 2},
+    "sample": {"every": None},
+    "checkpoint": {"every": 4},
+}
+"""A run of the demo that takes milliseconds; an epoch over `text` is ten and a half steps."""
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A file of 900 characters: words drawn from a few, the same each time."""
+    dice = random.Random(7)
+    words = " ".join(dice.choices(["the", "tide", "turns", "and", "every", "boat", "knows"], k=300))
+    path = tmp_path / "text.txt"
+    path.write_text(words[:900])
+    return path
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own, with a cache of its own; return the folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRAINWELL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A tiny model is fastest on one thread; restored afterwards, as are the flags a test may have left behind."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def build_tiny(own_folders: Path, one_thread: None, text: Path) -> Callable[..., "Run"]:
+    """`build` on TINY and `text`; keys of a section given as a dict are added to those of TINY."""
+    from trainwell.build import build
+
+    def make(target: str = "demo", **changes: Any) -> "Run":
+        keys = TINY | {"data": TINY["data"] | {"path": text}} | changes
+        for name, value in changes.items():
+            if isinstance(value, Mapping) and isinstance(TINY.get(name), Mapping):
+                keys[name] = TINY[name] | ({"path": text} if name == "data" else {}) | value
+        return build(target, **keys)
+
+    return make
+
+
+@pytest.fixture
+def advance() -> Callable[["Run", int], None]:
+    """Take the steps of a run up to state `until`, record and save them, and leave the loop there."""
+    from trainwell.fit import steps
+
+    def take(run: "Run", until: int) -> None:
+        with run:
+            for result in steps(run):
+                if result.step == until:
+                    break
+
+    return take
+
+
+@pytest.fixture
+def bits_of() -> Callable[[Any], Any]:
+    """The state of a trainer, or any other, in a form whose `==` compares every bit of every tensor."""
+    import torch
+
+    from trainwell.checkpoint.state import pack
+
+    def bits(state: Any) -> Any:
+        plain, tensors = pack(state)
+        raw = {
+            name: (tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+            for name, tensor in tensors.items()
+        }
+        return json.dumps(plain), raw
+
+    return bits

@@ -24,7 +24,10 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss); infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
 
 def evaluate(
@@ -53,11 +56,13 @@ def evaluate(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradients and with dropout off; leaves the model in the mode it was in."""
-    was_training = model.training
+    """Without gradients and with dropout off; leaves every module in the mode it was in, frozen ones too."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        model.train(modes[0][1])  # the model first: its own `train` may do more than set the mode
+        for module, mode in modes:
+            module.training = mode

@@ -44,18 +44,18 @@ def generate(
     ids = list(prompt)
     new_cache: Any = getattr(model, "new_cache", None) if cache else None
     held = None if new_cache is None else new_cache()
-    with evaluating(model):
-        for _ in range(max_tokens):
-            seen = ids if context is None else ids[-context:]
-            if len(seen) < len(ids):
-                held = None  # positions of all visible tokens have moved: what was cached no longer holds
-            new = seen if held is None else seen[held.length :]
+    for _ in range(max_tokens):
+        seen = ids if context is None else ids[-context:]
+        if len(seen) < len(ids):
+            held = None  # positions of all visible tokens have moved: what was cached no longer holds
+        new = seen if held is None else seen[held.length :]
+        with evaluating(model):  # not around the loop: whoever takes the tokens may train between two of them
             logits = _last_logits(model, torch.tensor([new], device=device), held)
-            token = draw(logits[:vocab_size], generator, temperature=temperature, top_k=top_k, top_p=top_p)
-            if token == stop:
-                return
-            ids.append(token)
-            yield token
+        token = draw(logits[:vocab_size], generator, temperature=temperature, top_k=top_k, top_p=top_p)
+        if token == stop:
+            return
+        ids.append(token)
+        yield token
 
 
 def _last_logits(model: nn.Module, ids: Tensor, held: object | None) -> Tensor:

@@ -20,7 +20,6 @@ from trainwell.data.prepare import StoreInfo, TokenStore, prepare
 from trainwell.data.tokenizer import Tokenizer
 from trainwell.errors import ConfigError, DataError
 
-
 PARTS = ("model", "data", "val", "optimizer", "schedules", "loss")
 """What can be given."""
 
@@ -163,6 +162,7 @@ def describe_custom(given: Given, model: nn.Module) -> dict[str, Any]:
             part = ", ".join(part)
             parts |= {"schedules": part} if part else {}
         elif part is not None:
+            part = part.loader if isinstance(part, Stream) else part
             parts[name] = _where(part if inspect.isroutine(part) or inspect.isclass(part) else type(part))
     if given.model is not None:
         parts["parameters"] = sum(tensor.numel() for tensor in model.parameters())

@@ -1,5 +1,6 @@
 """What the gradients of a model look like, by parameter; read between a step and the next backward."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +19,13 @@ class GradientRow:
 
 
 def gradient_report(model: nn.Module) -> list[GradientRow]:
-    """A row for each parameter that has a gradient, the largest magnitude first; waits for the device."""
+    """A row for each parameter that has a gradient, the largest magnitude first, NaN above all; waits for the device."""
     rows = [
         GradientRow(name, float(grad.min()), float(grad.max()), float(grad.abs().max()), float(grad.norm()))
         for name, grad in ((name, parameter.grad) for name, parameter in model.named_parameters())
         if grad is not None
     ]
-    return sorted(rows, key=lambda row: -row.magnitude)
+    return sorted(rows, key=lambda row: math.inf if math.isnan(row.magnitude) else row.magnitude, reverse=True)
 
 
 def largest_gradient(model: nn.Module) -> float:

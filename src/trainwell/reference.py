@@ -1,6 +1,6 @@
 """The plain loop: one file, torch and numpy alone, nothing of trainwell. The same run, step for step and bit for bit.
 
-Change the settings and run it: python FILE. On one CPU thread count it prints the losses of `kernels: reference`.
+Change the settings and run it. On the same machine and number of threads it prints the losses of `kernels: reference`.
 """
 
 import math
@@ -32,15 +32,13 @@ def read_text() -> str:
     return Path(os.path.expandvars(CORPUS)).read_bytes().decode("utf-8-sig")
 
 
-def tokenize(text: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Training ids, validation ids, vocabulary size; the text is split before it is cut into tokens."""
-    cut = int((1 - VAL_FRACTION) * len(text))
+def tokenize(text: str) -> tuple[np.ndarray, int]:
+    """Training ids and vocabulary size; the text is split before it is cut into tokens."""
+    training = text[: int((1 - VAL_FRACTION) * len(text))]
     if TOKENIZER == "bytes":
-        train, val = (np.frombuffer(part.encode(), np.uint8) for part in (text[:cut], text[cut:]))
-        return train.astype(np.int64), val.astype(np.int64), 257  # 256 bytes and an end of text
+        return np.frombuffer(training.encode(), np.uint8).astype(np.int64), 257  # 256 bytes and an end of text
     ids = {character: number for number, character in enumerate(sorted(set(text)))}
-    train, val = (np.array([ids[character] for character in part]) for part in (text[:cut], text[cut:]))
-    return train, val, len(ids)
+    return np.array([ids[character] for character in training]), len(ids)
 
 
 def seed_for(*address: object) -> int:
@@ -124,7 +122,7 @@ def initialize(model: GPT) -> None:
 
 def main() -> None:
     torch.use_deterministic_algorithms(True)
-    train, _, vocab_size = tokenize(read_text())
+    train, vocab_size = tokenize(read_text())
     model = GPT(PAD_VOCAB_TO or vocab_size)
     initialize(model)
     decayed = [p for p in model.parameters() if p.dim() >= 2]

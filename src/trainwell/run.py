@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
 from torch import nn
@@ -159,7 +159,9 @@ class Run:
         step = self.store.newest(self.console.message)
         if step is not None:
             self._load(self.store, step)
-            self.console.message(f"continuing {self.run_dir.path} from step {step:,} of {self.num_steps:,}")
+            done = f"{self.run_dir.path} is finished: {step:,} of {self.num_steps:,} steps"
+            goes_on = f"continuing {self.run_dir.path} from step {step:,} of {self.num_steps:,}"
+            self.console.message(goes_on if step < self.num_steps else done)
         elif self.parent is not None:
             self._load(CheckpointStore(self.parent[0].checkpoints), self.parent[1], same_data=False)
             self.console.message(
@@ -203,6 +205,7 @@ class Run:
                 parent = None if self.parent is None else f"{self.parent[0].path}@{self.parent[1]}"
                 content = environment(self.settings) | {
                     "data": self.facts,
+                    "counts": None if self.plan.info is None else asdict(self.plan.info),
                     "parent": parent,
                     "duration": str(self.plan.config.duration),
                 }

@@ -1,6 +1,7 @@
 """A checkpoint on disk: the manifest is what makes it one, and any change to it or to a file is noticed."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,6 @@ def test_a_newer_format_is_told_from_damage(tmp_path: Path) -> None:
     manifest = json.loads((directory / MANIFEST).read_text())
     del manifest["digest"]
     newer = manifest | {"format": 2}
-    from hashlib import sha256
-
     digest = sha256(json.dumps(newer, sort_keys=True).encode()).hexdigest()
     (directory / MANIFEST).write_text(json.dumps(newer | {"digest": digest}))
     assert "format 2, this trainwell reads 1" in damage_of(directory)

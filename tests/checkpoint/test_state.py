@@ -23,7 +23,8 @@ KEYS = st.integers(-3, 12) | st.sampled_from(["a", "b", "a.b", "a.0", "0", "", "
 def tensors(draw: st.DrawFn) -> Tensor:
     """Any small tensor, without elements or without dimensions among them; each its own memory."""
     shape = draw(st.lists(st.integers(0, 3), max_size=3))
-    bits = torch.tensor(draw(st.lists(st.integers(0, 255), min_size=8 * math.prod(shape), max_size=8 * math.prod(shape))))
+    size = 8 * math.prod(shape)
+    bits = torch.tensor(draw(st.lists(st.integers(0, 255), min_size=size, max_size=size)))
     dtype = draw(st.sampled_from(DTYPES))
     if dtype == torch.bool:
         return (bits[: math.prod(shape)] > 100).reshape(shape)
@@ -65,8 +66,7 @@ def test_any_state_comes_back_as_it_was(state: Any) -> None:
 
 
 def test_keys_keep_their_type_and_their_order() -> None:
-    state = {1: "one", "1": "text", None: 0, 0: {True: 2.5}, (): ()} | {"z": 1, "a": 2}
-    del state[()]
+    state = {1: "one", "1": "text", None: 0, 0: {True: 2.5}, "z": 1, "a": 2}
     assert same(through_json(state), state)
 
 

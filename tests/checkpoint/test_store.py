@@ -1,4 +1,4 @@
-"""Saving, verifying, finding and removing checkpoints: a checkpoint is there whole, or it is passed over with a reason."""
+"""Saving, verifying, finding and removing: a checkpoint is there whole, or it is passed over with a reason."""
 
 import os
 import pickle

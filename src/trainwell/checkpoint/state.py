@@ -51,7 +51,8 @@ def _refuse_keys(mapping: dict[Any, Any], path: str) -> None:
     for key in mapping:
         if not isinstance(key, Scalar):
             raise ConfigError(
-                f"{path} has a key that is a {type(key).__name__}; a checkpoint's keys are text, numbers, true/false or none"
+                f"{path} has a key that is a {type(key).__name__}; "
+                "a checkpoint's keys are text, numbers, true/false or none"
             )
 
 

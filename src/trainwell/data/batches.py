@@ -78,11 +78,18 @@ def stack(examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, Tenso
     if isinstance(examples, Windows):
         inputs, targets = examples.gather(indices)
         return torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(np.ascontiguousarray(targets))
-    rows = [examples[int(index)] for index in indices]
-    return (
-        torch.stack([torch.as_tensor(row[0], dtype=torch.int64) for row in rows]),
-        torch.stack([torch.as_tensor(row[1], dtype=torch.int64) for row in rows]),
-    )
+    rows = [_as_ids(examples[int(index)]) for index in indices]
+    for index, row in zip(indices, rows, strict=True):
+        if row[0].shape != rows[0][0].shape or row[1].shape != row[0].shape:
+            raise DataError(
+                f"data: example {index} has {row[0].numel()} inputs and {row[1].numel()} targets, but example "
+                f"{indices[0]} has {rows[0][0].numel()} inputs; all must be of one length: fill up with the target {IGNORED}"
+            )
+    return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+
+
+def _as_ids(pair: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    return torch.as_tensor(pair[0], dtype=torch.int64), torch.as_tensor(pair[1], dtype=torch.int64)
 
 
 def cut(
@@ -187,7 +194,7 @@ class Stream:
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        self._loader = loader
+        self.loader = loader
         self._rows: Iterator[Any] | None = None
         self._first: Any = None
         self._epoch = 0
@@ -201,21 +208,21 @@ class Stream:
 
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the first batch, from which tokens and epochs are planned; the batch is not used up."""
-        self._first = self._pull()
+        self._first = self._pull() if self._first is None else self._first
         rows, columns = torch.as_tensor(self._first[0]).shape
         return rows, columns
 
     def __call__(self, step: int) -> Batch:
         """The next batch, whatever the step."""
         pair, self._first = self._first if self._first is not None else self._pull(), None
-        inputs, targets = torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
+        inputs, targets = _as_ids(pair)
         micro_batches = cut(inputs, targets, self._micro_batch or len(inputs), self._device)
         return Batch(micro_batches, inputs.numel(), float(self._epoch))
 
     def _pull(self) -> Any:
         for _ in range(2):
             if self._rows is None:
-                self._rows = iter(self._loader)
+                self._rows = iter(self.loader)
             pair = next(self._rows, None)
             if pair is not None:
                 return pair

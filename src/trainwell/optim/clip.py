@@ -32,7 +32,7 @@ def clip_and_update(
     if loss_scale is not None:
         norm = norm / loss_scale
     skip = ~(norm.isfinite() & loss.isfinite())
-    if folds(optimizer):
+    if norm.dtype == torch.float32 and folds(optimizer):  # the fused kernels read both as float32, whatever the weights
         _update_folded(optimizer, norm, skip, max_norm, loss_scale)
     elif not skip:
         if loss_scale is not None:

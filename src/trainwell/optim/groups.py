@@ -26,20 +26,21 @@ def parameter_groups(
 def hidden_matrices(model: nn.Module, vocab_size: int) -> list[Tensor]:
     """The weights Muon is made for: those of linear layers between the embedding and the head.
 
-    A linear layer with `vocab_size` outputs is the head.
+    The last linear layer with `vocab_size` outputs is the head; a hidden one may be as wide by chance.
     """
-    linear = [
-        module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features != vocab_size
-    ]
-    return [module.weight for module in linear if module.weight.requires_grad]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    head = [module for module in linear if module.out_features == vocab_size][-1:]
+    return [module.weight for module in linear if module not in head and module.weight.requires_grad]
 
 
 def describe_groups(optimizer: Optimizer | Any) -> list[str]:
     """Two lines, as readers of build-nanogpt know them: how many tensors and parameters decay, and how many do not."""
     groups = optimizer.param_groups
     return [
-        _count("decayed", [tensor for group in groups if group["weight_decay"] for tensor in group["params"]]),
-        _count("non-decayed", [tensor for group in groups if not group["weight_decay"] for tensor in group["params"]]),
+        _count("decayed", [tensor for group in groups if group.get("weight_decay") for tensor in group["params"]]),
+        _count(
+            "non-decayed", [tensor for group in groups if not group.get("weight_decay") for tensor in group["params"]]
+        ),
     ]
 
 

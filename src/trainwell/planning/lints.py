@@ -87,6 +87,6 @@ def _tokens_per_parameter(plan: Plan, vocab_size: int) -> str:
 
 def _validation(plan: Plan) -> str:
     asked = plan.config.eval.batches * plan.batch.size(0)
-    if asked <= plan.num_val_windows:
+    if not plan.num_val_windows or asked <= plan.num_val_windows:
         return ""
     return f"eval.batches asks for {asked:,} sequences, the validation text has {plan.num_val_windows:,}: all are used"
