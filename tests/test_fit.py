@@ -36,7 +36,7 @@ def test_a_run_takes_all_its_steps_and_leaves_its_files(build_tiny: Build) -> No
     run = fit(build_tiny(run_dir="runs/a", eval={"every": 5}, sample={"every": 6, "tokens": 4}))
     assert [row["step"] for row in train_rows(run)] == list(range(12))
     assert [row["step"] for row in MetricsFile(run.run_dir.metrics_jsonl).read().val] == [0, 5, 10, 12]
-    assert saved_steps(run.run_dir.checkpoints) == [5, 8, 10, 12] or saved_steps(run.run_dir.checkpoints)[-1] == 12
+    assert saved_steps(run.run_dir.checkpoints) == [8, 10, 12]
     assert run.run_dir.samples_txt.read_text().count("=== step ") == 2
     assert {path.name for path in run.run_dir.plots.iterdir()} == {"lr.png", "loss.png", "grad_norm.png"}
     assert losses(run)[-1] < losses(run)[0]
@@ -163,7 +163,13 @@ def test_observing_every_step_or_never_gives_the_same_bits(build_tiny: Build, bi
 def test_a_finished_run_has_no_step_left_and_says_so(
     build_tiny: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = fit(build_tiny(run_dir="runs/a", duration=3))
+    first = build_tiny(run_dir="runs/a", duration=3)
+    with first:
+        for result in steps(first):
+            if result.step == 2:
+                first.metrics.add(result)
+                first.save()
+                break
     before = first.run_dir.metrics_jsonl.read_bytes()
     capsys.readouterr()
     again = build_tiny(run_dir="runs/a", duration=3)
@@ -188,11 +194,13 @@ def test_a_stop_saves_the_step_it_is_in_and_does_not_evaluate(build_tiny: Build)
 
 
 def test_a_stop_in_the_last_step_is_the_end_of_the_run(build_tiny: Build) -> None:
+    before = flags()
     run = build_tiny(run_dir="runs/a", duration=2, eval={"every": 1})
     with run:
         for result in steps(run):
             if result.step == 1:
                 run.stop()
+        assert flags() == before
     assert [row["step"] for row in MetricsFile(run.run_dir.metrics_jsonl).read().val] == [0, 1, 2]
 
 
@@ -260,7 +268,7 @@ def leave(results: list[StepResult], run: Run, how: str) -> None:
             raise Abrupt
 
 
-@pytest.mark.parametrize("how", ["break", "raise", "end"])
+@pytest.mark.parametrize("how", ["break", "raise"])
 def test_only_deterministic_algorithms_run_and_the_flags_are_restored(build_tiny: Build, how: str) -> None:
     before = flags()
     results: list[StepResult] = []

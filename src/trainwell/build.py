@@ -26,7 +26,7 @@ from trainwell.planning.model_size import flops_per_token
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
 from trainwell.planning.target import Start, find_start, find_step
-from trainwell.run import Run
+from trainwell.run import Run, load_trainer
 from trainwell.runs.rundir import RunDir, is_run, parse_target
 from trainwell.settings import Settings, decide, recorded_settings
 from trainwell.trainer import Schedule, Trainer
@@ -89,8 +89,8 @@ def open_run(path: str | Path, **parts: Any) -> Run:
     if not is_run(Path(name)):
         raise ConfigError(f"{name} is not a run: there is no config.yaml in it")
     run = build(name, **parts)
-    state, _ = run.store.load(find_step(run.run_dir, "last" if step is None else step))
-    run.trainer.load_state_dict(state["trainer"])
+    number = find_step(run.run_dir, "last" if step is None else step)
+    load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")
     return run
 
 
@@ -116,6 +116,9 @@ def _timed(start: Start, given: Given, data: Data) -> RunConfig:
     provisional = config.model_copy(update={"duration": Duration.parse(10**6)})
     run = _assemble(replace(start, config=provisional), given, data, resolve(provisional, data.info), "")
     before = copy.deepcopy(run.trainer.state_dict())
+    if isinstance(data.train, Stream):
+        first = data.train.first()
+        run.trainer.batches = lambda _step: first  # what only runs forward is not to be used up
     run.trainer.model.train()
     run.trainer.take_step()
     begin = time.perf_counter()

@@ -15,7 +15,7 @@ from trainwell.model.loss import Loss, token_loss, with_parts
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` in nats per target token, over `targets` of them; `bits_per_byte` where the bytes of a token are known."""
+    """`loss` in nats per target token, over `targets` of them, NaN over none; `bits_per_byte` if bytes are known."""
 
     loss: float
     targets: int
@@ -49,7 +49,7 @@ def evaluate(
         for batch in batches():
             total += with_parts(loss(model, batch))[0].double()
             targets += (batch.targets != IGNORED).sum()
-    mean = float(total) / max(int(targets), 1)
+    mean = float(total / targets)
     bits = None if bytes_per_token is None else mean / log(2) / bytes_per_token
     return Evaluation(mean, int(targets), bits)
 

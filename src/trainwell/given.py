@@ -60,6 +60,7 @@ def data_from(config: RunConfig, given: Given) -> Data:
 def prepared(config: RunConfig, store: TokenStore, val: Examples | None = None) -> Data:
     """The data of a token store: windows at the configured stride to train on, side by side to evaluate on."""
     info, seq_len = store.info, config.data.seq_len
+    _check_val(val)
     return Data(
         config=config,
         train=Windows(store.train, seq_len, config.data.stride or seq_len),
@@ -73,7 +74,15 @@ def prepared(config: RunConfig, store: TokenStore, val: Examples | None = None) 
             "tokenizer": info.tokenizer,
         },
         bytes_per_token=info.val_bytes / info.val_tokens if val is None else None,
+        switched_off=() if val is None else ("off, because val was given: bits per byte",),
     )
+
+
+def _check_val(val: Any) -> None:
+    if val is not None and not isinstance(val, Examples):
+        raise ConfigError(
+            f"val: {type(val).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets)"
+        )
 
 
 def _given(config: RunConfig, given: Given) -> Data:
@@ -84,10 +93,7 @@ def _given(config: RunConfig, given: Given) -> Data:
             f"data: {type(train).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets), "
             "or from_loader(iterable of (inputs, targets) batches)"
         )
-    if val is not None and not isinstance(val, Examples):
-        raise ConfigError(
-            f"val: {type(val).__name__} was given; allowed are examples, with len(d) and d[i] -> (inputs, targets)"
-        )
+    _check_val(val)
     update: dict[str, Any] = {}
     off = ["off, because data was given: corpus look-up, text samples, bits per byte"]
     if isinstance(train, Stream):

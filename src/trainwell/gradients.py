@@ -19,7 +19,7 @@ class GradientRow:
 
 
 def gradient_report(model: nn.Module) -> list[GradientRow]:
-    """A row for each parameter that has a gradient, the largest magnitude first, NaN above all; waits for the device."""
+    """A row for each parameter with a gradient, the largest magnitude first, NaN before it; waits for the device."""
     rows = [
         GradientRow(name, float(grad.min()), float(grad.max()), float(grad.abs().max()), float(grad.norm()))
         for name, grad in ((name, parameter.grad) for name, parameter in model.named_parameters())

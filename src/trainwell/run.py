@@ -47,6 +47,24 @@ class Stateful(Protocol):
         """Restore what state_dict gave."""
 
 
+def load_trainer(trainer: Trainer, state: dict[str, Any], source: str, *, own_settings: bool = False) -> None:
+    """Restore a trainer, or raise ConfigError naming the `source` whose state does not fit it.
+
+    A checkpoint carries the optimizer's settings with its state; `own_settings` keeps those of this trainer.
+    """
+    own = [{key: value for key, value in group.items() if key != "params"} for group in trainer.optimizer.param_groups]
+    try:
+        trainer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"the weights or the optimizer's state in {source} do not fit this run; give both the same model and "
+            f"optim.name, tokenizer and data.seq_len. {str(error).splitlines()[-1].strip()}"
+        ) from error
+    if own_settings:
+        for group, settings in zip(trainer.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+
+
 @dataclass(frozen=True)
 class Due:
     """What is to be done after a step."""
@@ -192,7 +210,7 @@ class Run:
             self.console.message(
                 f"state of {', '.join(sorted(unknown))} in the checkpoint is left alone: nothing here keeps it"
             )
-        self.trainer.load_state_dict(state["trainer"])
+        load_trainer(self.trainer, state["trainer"], f"{store.folder}/step-{step}", own_settings=not same_data)
         for name in self._kept.keys() - missing:
             self._kept[name].load_state_dict(state["kept"][name])
         self._saved = step if same_data else None
@@ -207,7 +225,7 @@ class Run:
                     "data": self.facts,
                     "counts": None if self.plan.info is None else asdict(self.plan.info),
                     "parent": parent,
-                    "duration": str(self.plan.config.duration),
+                    "duration": self.asked_duration,
                 }
                 write_synced(self.run_dir.env_json, json.dumps(content, indent=1).encode())
                 if self.tokenizer is not None:

@@ -103,9 +103,9 @@ def recorded_settings(run_dir: RunDir) -> dict[str, Any] | None:
     """The choices an existing run was made with; None for a run that does not exist yet."""
     try:
         return json.loads(run_dir.env_json.read_text(encoding="utf-8"))["settings"]  # type: ignore[no-any-return]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{run_dir.env_json} cannot be read ({error}); restore it, or start anew with --run OTHER"
         ) from error
@@ -161,10 +161,14 @@ def _device_name(device: str) -> str:
 
 
 def _precision(config: RunConfig, device: str, before: dict[str, Any]) -> Precision:
+    if config.precision == "fp16" and device == "cpu":
+        raise ConfigError("precision: fp16 is not for training on a CPU, which device auto comes to; give fp32 or bf16")
     if config.precision != "auto":
         return config.precision
     if "precision" in before:
         return before["precision"]  # type: ignore[no-any-return]
+    if config.kernels == "reference":
+        return "fp32"
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device == "cpu" and torch.cpu._is_avx512_bf16_supported():

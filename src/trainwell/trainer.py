@@ -74,6 +74,7 @@ class Trainer:
         self.step = 0
         self.parameters: list[Tensor] = [tensor for group in optimizer.param_groups for tensor in group["params"]]
         self.device = self.parameters[0].device
+        self._decayed = {index for index, group in enumerate(optimizer.param_groups) if group.get("weight_decay")}
         self.guard = Guard(self.device)
         self.loss_scale = LossScale(self.device) if autocast == torch.float16 else None
         self._autocast = autocast
@@ -134,8 +135,8 @@ class Trainer:
         return result
 
     def _set(self, key: str, value: float) -> None:
-        for group in self.optimizer.param_groups:
-            if key != "weight_decay" or group[key]:
+        for index, group in enumerate(self.optimizer.param_groups):
+            if key != "weight_decay" or index in self._decayed:
                 group[key] = value * group.get(f"{key}_scale", 1.0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""GPT-2 against the models it stands for, both written out here: Karpathy's for its draws, the book's for everything."""
+"""GPT-2 against the models it stands for, written out here: Karpathy's for its draws, the book's for everything."""
 
 import math
 from collections.abc import Callable
@@ -14,11 +14,13 @@ from torch import Generator, Tensor, nn
 from trainwell.model.gpt2 import GPT2, init_gpt2, init_torch
 
 Make = Callable[..., GPT2]
-SIZES = {"vocab_size": 19, "seq_len": 12, "num_layers": 3, "num_heads": 2, "width": 16}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIZES: dict[str, Any] = {"vocab_size": 19, "seq_len": 12, "num_layers": 3, "num_heads": 2, "width": 16}
 
 
 def small(**switches: bool) -> GPT2:
-    return GPT2(**SIZES, **switches)  # type: ignore[arg-type]
+    return GPT2(**SIZES, **switches)
 
 
 def on_meta(**shape: Any) -> GPT2:
@@ -35,26 +37,32 @@ def karpathys_model(*, tie_head: bool, qkv_bias: bool) -> nn.Module:
     width, layers = SIZES["width"], SIZES["num_layers"]
 
     def block() -> nn.Module:
-        return nn.ModuleDict({
-            "ln_1": nn.LayerNorm(width),
-            "attn": nn.ModuleDict({
-                "c_attn": nn.Linear(width, 3 * width, bias=qkv_bias),
-                "c_proj": nn.Linear(width, width),
-            }),
-            "ln_2": nn.LayerNorm(width),
-            "mlp": nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)}),
-        })
+        return nn.ModuleDict(
+            {
+                "ln_1": nn.LayerNorm(width),
+                "attn": nn.ModuleDict(
+                    {
+                        "c_attn": nn.Linear(width, 3 * width, bias=qkv_bias),
+                        "c_proj": nn.Linear(width, width),
+                    }
+                ),
+                "ln_2": nn.LayerNorm(width),
+                "mlp": nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)}),
+            }
+        )
 
-    model = nn.ModuleDict({
-        "wte": nn.Embedding(SIZES["vocab_size"], width),
-        "wpe": nn.Embedding(SIZES["seq_len"], width),
-        "h": nn.ModuleList([block() for _ in range(layers)]),
-        "ln_f": nn.LayerNorm(width),
-        "lm_head": nn.Linear(width, SIZES["vocab_size"], bias=False),
-    })
+    model = nn.ModuleDict(
+        {
+            "wte": nn.Embedding(SIZES["vocab_size"], width),
+            "wpe": nn.Embedding(SIZES["seq_len"], width),
+            "h": nn.ModuleList([block() for _ in range(layers)]),
+            "ln_f": nn.LayerNorm(width),
+            "lm_head": nn.Linear(width, SIZES["vocab_size"], bias=False),
+        }
+    )
     if tie_head:
         model["wte"].weight = model["lm_head"].weight
-    residual = {id(block[half]["c_proj"]) for block in model["h"] for half in ("attn", "mlp")}  # type: ignore[union-attr,index]
+    residual = {id(module) for name, module in model.named_modules() if name.endswith("c_proj")}
 
     def init_weights(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -137,7 +145,11 @@ class BookModel(nn.Module):
 
 def in_our_names(book: BookModel) -> dict[str, Tensor]:
     """The book's weights under GPT-2's names, its three projections stacked into one."""
-    ours = {"wte.weight": book.tok_emb.weight, "wpe.weight": book.pos_emb.weight, "lm_head.weight": book.out_head.weight}
+    ours = {
+        "wte.weight": book.tok_emb.weight,
+        "wpe.weight": book.pos_emb.weight,
+        "lm_head.weight": book.out_head.weight,
+    }
     ours |= {"ln_f.weight": book.final_norm.scale, "ln_f.bias": book.final_norm.shift}
     for index, block in enumerate(book.trf_blocks):
         assert isinstance(block, BookBlock)
@@ -148,7 +160,11 @@ def in_our_names(book: BookModel) -> dict[str, Tensor]:
         ours[f"{at}.attn.c_attn.weight"] = torch.cat([projection.weight for projection in projections])
         if block.att.W_query.bias is not None:
             ours[f"{at}.attn.c_attn.bias"] = torch.cat([projection.bias for projection in projections])
-        for name, layer in (("attn.c_proj", block.att.out_proj), ("mlp.c_fc", block.ff[0]), ("mlp.c_proj", block.ff[2])):
+        for name, layer in (
+            ("attn.c_proj", block.att.out_proj),
+            ("mlp.c_fc", block.ff[0]),
+            ("mlp.c_proj", block.ff[2]),
+        ):
             assert isinstance(layer, nn.Linear)
             ours |= {f"{at}.{name}.weight": layer.weight, f"{at}.{name}.bias": layer.bias}
     return ours
@@ -284,20 +300,18 @@ def only_embedding(model: GPT2) -> None:
 
 
 def only_attention_weights(model: GPT2) -> None:
-    model.h[0].attn.dropout = 0.5  # type: ignore[union-attr,assignment]
+    model.h[0].attn.dropout = 0.5  # type: ignore[union-attr]
 
 
 def only_attention_branch(model: GPT2) -> None:
-    model.h[0].attn.resid_dropout.p = 0.5  # type: ignore[union-attr,assignment]
+    model.h[0].attn.resid_dropout.p = 0.5  # type: ignore[union-attr]
 
 
 def only_mlp_branch(model: GPT2) -> None:
-    model.h[0].mlp.dropout.p = 0.5  # type: ignore[union-attr,assignment]
+    model.h[0].mlp.dropout.p = 0.5  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "switch_on", [only_embedding, only_attention_weights, only_attention_branch, only_mlp_branch]
-)
+@pytest.mark.parametrize("switch_on", [only_embedding, only_attention_weights, only_attention_branch, only_mlp_branch])
 def test_dropout_is_on_the_embedding_the_attention_weights_and_both_branches(
     gpt2_of: Make, switch_on: Callable[[GPT2], None]
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from trainwell.model.loss import token_loss, with_parts
 
@@ -58,7 +58,7 @@ ROWS = st.builds(
 
 
 @given(ROWS)
-@examples(max_examples=50)
+@examples(max_examples=25)
 def test_the_loss_is_the_sum_of_surprises_at_the_targets_that_count(rows: Rows) -> None:
     log_probabilities = table().log_softmax(dim=1)
     pairs = zip(rows.inputs.flatten().tolist(), rows.targets.flatten().tolist(), strict=True)
@@ -67,7 +67,7 @@ def test_the_loss_is_the_sum_of_surprises_at_the_targets_that_count(rows: Rows) 
 
 
 @given(ROWS, st.data())
-@examples(max_examples=50)
+@examples(max_examples=25)
 def test_cutting_rows_apart_changes_nothing(rows: Rows, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(rows.inputs)))
     model = Lookup(table())
@@ -87,7 +87,7 @@ def test_gradients_are_those_of_torchs_mean_times_the_number_of_targets(rows: Ro
         assert not ours.table.grad.any()
         return
     logits = torchs(rows.inputs)
-    (F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), ignore_index=-100) * count).backward()
+    (cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), ignore_index=-100) * count).backward()
     torch.testing.assert_close(ours.table.grad, torchs.table.grad, rtol=1e-12, atol=1e-12)
 
 

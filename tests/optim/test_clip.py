@@ -43,6 +43,8 @@ def muon_and_adamw(parameters: Parameters) -> Any:
 
 
 PLAIN: list[Make] = [plain_adamw, foreach_adamw, sgd_with_momentum, muon_and_adamw]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERY: list[Make] = [*PLAIN, fused_adamw]
 every_optimizer = pytest.mark.parametrize("make", EVERY, ids=lambda make: make.__name__)
 both_paths = pytest.mark.parametrize("make", [plain_adamw, fused_adamw], ids=lambda make: make.__name__)

@@ -68,10 +68,14 @@ def test_a_restored_guard_counts_on(before: list[bool], after: list[bool]) -> No
     for guard in (one, other):
         for skip in after:
             guard.count(flag(skip))
-    assert other.state_dict() == one.state_dict() == {
-        "skipped": sum(before + after),
-        "in_a_row": longest_tail(before + after),
-    }
+    assert (
+        other.state_dict()
+        == one.state_dict()
+        == {
+            "skipped": sum(before + after),
+            "in_a_row": longest_tail(before + after),
+        }
+    )
 
 
 GOOD, OVERFLOW, NAN = (False, 1.0), (True, 1.0), (True, float("nan"))

@@ -29,6 +29,7 @@ def app() -> App:
         help_epilogue=_EPILOGUE,
         version=_version,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,  # it is ours to name
     )
     for verb, help_line in VERBS.items():
         made.command(f"trainwell.cli.{verb}:{verb}", name=verb, help=help_line)

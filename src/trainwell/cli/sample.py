@@ -20,7 +20,9 @@ def sample(
     /,
     *,
     prompt: Annotated[
-        str | None, Parameter(help="Text to continue; - reads it from standard input. Default: the run's own.")
+        str | None, Parameter(
+            help="Text to continue; - reads it from standard input. Default: the run's own.", allow_leading_hyphen=True
+        ),
     ] = None,
     tokens: Annotated[int, Parameter(help="Tokens to generate.", validator=Number(gte=1))] = 200,
     count: Annotated[

@@ -208,13 +208,23 @@ class Stream:
 
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the first batch, from which tokens and epochs are planned; the batch is not used up."""
-        self._first = self._pull() if self._first is None else self._first
-        rows, columns = torch.as_tensor(self._first[0]).shape
+        rows, columns = torch.as_tensor(self._look()[0]).shape
         return rows, columns
+
+    def first(self) -> Batch:
+        """The batch that comes next; it is not used up."""
+        return self._cut(self._look())
 
     def __call__(self, step: int) -> Batch:
         """The next batch, whatever the step."""
-        pair, self._first = self._first if self._first is not None else self._pull(), None
+        pair, self._first = self._look(), None
+        return self._cut(pair)
+
+    def _look(self) -> Any:
+        self._first = self._pull() if self._first is None else self._first
+        return self._first
+
+    def _cut(self, pair: Any) -> Batch:
         inputs, targets = _as_ids(pair)
         micro_batches = cut(inputs, targets, self._micro_batch or len(inputs), self._device)
         return Batch(micro_batches, inputs.numel(), float(self._epoch))

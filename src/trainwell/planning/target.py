@@ -55,7 +55,15 @@ def find_start(
     directory = next_free(config.name) if run is None else RunDir(run)
     if is_run(directory.path):
         return Start(_continued(directory, config), directory)
+    _refuse_foreign(directory)
     return Start(config, directory)
+
+
+def _refuse_foreign(directory: RunDir) -> None:
+    """Raise ConfigError for a folder that holds something else: a run's files would mix with it."""
+    path = directory.path
+    if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+        raise ConfigError(f"--run {path}: it exists and holds no run; name a new or empty folder, or one of a run")
 
 
 def find_step(run: RunDir, step: Step) -> int:
@@ -86,6 +94,7 @@ def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path |
     config = load.load(None, file=source.config_yaml, flags={"name": run.name, **flags})
     if is_run(run):
         return Start(_continued(RunDir(run), config), RunDir(run), (source, number))
+    _refuse_foreign(RunDir(run))
     return Start(config, RunDir(run), (source, number))
 
 

@@ -164,6 +164,7 @@ def _legend(axes: Axes) -> None:
 def _figure(run: RunData, what: str) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -178,6 +179,7 @@ def _figure(run: RunData, what: str) -> tuple[Figure, Axes]:
     end = run.num_steps or run.steps_done
     axes.set_xlim(-0.01 * end, 1.01 * end)
     axes.set_xlabel("step", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, axes
 

@@ -1,0 +1,161 @@
+"""What is on record of every step, and what its clock leaves out."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from trainwell.evaluate import Evaluation
+from trainwell.fit import steps
+from trainwell.recorder import Recorder
+from trainwell.run import Run
+from trainwell.runs.metrics import MetricsFile
+from trainwell.trainer import StepResult
+
+Build = Callable[..., Run]
+Advance = Callable[[Run, int], None]
+
+KEYS = {
+    "step", "tokens", "epoch", "time", "train/loss", "train/lr", "train/grad_norm", "train/clipped", "train/skipped",
+    "train/targets", "train/tokens_per_sec", "train/step_ms", "train/data_ms", "train/mfu",
+}  # fmt: skip
+
+
+def result_of(step: int, loss: float = 2.0, norm: float = 0.5, *, skipped: bool = False) -> StepResult:
+    return StepResult(
+        step=step,
+        loss=torch.tensor(loss),
+        grad_norm=torch.tensor(norm),
+        lr=1e-3,
+        targets=torch.tensor(60),
+        skipped=torch.tensor(skipped),
+        parts={"ce": torch.tensor(1.5)},
+    )
+
+
+@pytest.fixture
+def run(build_tiny: Build) -> Run:
+    made = build_tiny(run_dir="runs/a")
+    made.run_dir.create()
+    return made
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.run_dir.metrics_jsonl.read_text().splitlines()]
+
+
+def test_every_step_is_a_line_with_the_keys_of_the_contract(build_tiny: Build, advance: Advance) -> None:
+    run = build_tiny(run_dir="runs/a")
+    advance(run, 3)
+    assert [row["step"] for row in rows(run)] == [0, 1, 2]
+    assert all(row.keys() == KEYS for row in rows(run))
+
+
+def test_a_line_says_where_the_run_stands_after_its_step(run: Run) -> None:
+    Recorder(run).add(result_of(4))
+    (row,) = rows(run)
+    assert (row["step"], row["tokens"], row["epoch"]) == (4, 5 * 64, 5 * 4 / 42)
+    assert (row["train/loss"], row["train/lr"], row["train/targets"]) == (2.0, 1e-3, 60)
+    assert row["train/ce"] == 1.5
+
+
+@pytest.mark.parametrize(("norm", "clipped"), [(0.9, False), (1.1, True)])
+def test_clipped_is_whether_the_norm_was_above_the_threshold(run: Run, norm: float, clipped: bool) -> None:
+    Recorder(run).add(result_of(0, norm=norm))
+    assert rows(run)[0]["train/clipped"] is clipped
+
+
+def test_nothing_is_clipped_before_clipping_begins_or_without_a_threshold(build_tiny: Build) -> None:
+    late = build_tiny(run_dir="runs/late", optim={"clip_from": 2})
+    never = build_tiny(run_dir="runs/never", optim={"max_grad_norm": None})
+    for run in (late, never):
+        run.run_dir.create()
+        recorder = Recorder(run)
+        for step in (1, 2):
+            recorder.add(result_of(step, norm=9.0))
+    assert [row["train/clipped"] for row in rows(late)] == [False, True]
+    assert [row["train/clipped"] for row in rows(never)] == [False, False]
+
+
+def test_a_loss_that_is_no_number_is_null_and_flagged(run: Run) -> None:
+    Recorder(run).add(result_of(0, loss=math.nan, norm=math.inf, skipped=True))
+    (row,) = rows(run)
+    assert row["train/loss"] is None
+    assert row["train/loss/nonfinite"] == "nan"
+    assert row["train/grad_norm/nonfinite"] == "inf"
+    assert row["train/skipped"] is True
+
+
+def test_values_of_the_body_belong_to_one_step_only(run: Run) -> None:
+    recorder = Recorder(run)
+    recorder.log({"noise": torch.tensor(0.25), "note": "first"})
+    recorder.log({"note": "second"})
+    recorder.add(result_of(0))
+    recorder.add(result_of(1))
+    first, second = rows(run)
+    assert (first["noise"], first["note"]) == (0.25, "second")
+    assert second.keys().isdisjoint({"noise", "note"})
+
+
+def test_an_evaluation_is_a_line_of_the_state_it_looked_at(run: Run) -> None:
+    Recorder(run).evaluated(4, Evaluation(loss=2.0, targets=10, bits_per_byte=2.9))
+    Recorder(run).evaluated(8, Evaluation(loss=1.0, targets=10))
+    first, second = rows(run)
+    assert (first["step"], first["tokens"]) == (4, 4 * 64)
+    assert (first["val/loss"], first["val/ppl"], first["val/bpb"]) == (2.0, math.exp(2.0), 2.9)
+    assert "val/bpb" not in second
+    assert not any(key.startswith("train/") for key in first)
+
+
+def test_a_pause_is_left_out_of_the_next_steps_time(run: Run) -> None:
+    recorder = Recorder(run)
+    recorder.add(result_of(0))
+    time.sleep(0.2)
+    recorder.pause()
+    recorder.add(result_of(1))
+    recorder.add(result_of(2))
+    assert rows(run)[1]["train/step_ms"] < 150
+    assert rows(run)[1]["time"] >= rows(run)[0]["time"] + 0.2
+
+
+def test_speed_is_the_tokens_of_a_step_over_its_time(run: Run) -> None:
+    recorder = Recorder(run)
+    recorder.pause()
+    time.sleep(0.05)
+    recorder.add(result_of(0))
+    (row,) = rows(run)
+    assert row["train/step_ms"] >= 50
+    assert row["train/tokens_per_sec"] == pytest.approx(64_000 / row["train/step_ms"], rel=1e-3)
+
+
+def test_the_clock_goes_on_where_it_was_when_a_run_continues(build_tiny: Build, advance: Advance) -> None:
+    first = build_tiny(run_dir="runs/a")
+    with first:
+        for result in steps(first):
+            time.sleep(0.02)
+            if result.step == 4:
+                break
+    before = rows(first)[-1]["time"]
+    assert before > 0.08
+    again = build_tiny(run_dir="runs/a")
+    advance(again, 5)
+    times = [row["time"] for row in MetricsFile(again.run_dir.metrics_jsonl).read().train]
+    assert times == sorted(times)
+    assert times[4] >= before
+
+
+def test_every_tenth_step_and_the_last_are_on_the_screen(
+    build_tiny: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = build_tiny(run_dir="runs/a")
+    run.run_dir.create()
+    recorder = Recorder(run)
+    for step in range(12):
+        recorder.add(result_of(step, loss=7.380367))
+    printed = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if " | loss: 7.380367 | " in line]
+    assert printed == ["step    0", "step   10", "step   11"]
+    assert len(rows(run)) == 12

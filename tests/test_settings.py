@@ -1,0 +1,137 @@
+"""What `auto` comes to: decided once, recorded, and used again; what cannot be kept is said."""
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainwell.config.load import load
+from trainwell.config.tree import RunConfig
+from trainwell.errors import ConfigError, StorageError
+from trainwell.planning.resolve import resolve
+from trainwell.runs.rundir import RunDir
+from trainwell.settings import Settings, decide, environment, recorded_settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def decided(recorded: dict[str, Any] | None = None, said: list[str] | None = None, **keys: object) -> Settings:
+    config = load("demo", flags={"device": "cpu", **keys})
+    return decide(config, resolve(config), recorded, (said if said is not None else []).append)
+
+
+def test_named_choices_are_taken_as_they_are() -> None:
+    settings = decided(precision="bf16", compile=True, micro_batch=4)
+    assert (settings.device, settings.precision, settings.compile, settings.micro_batch) == ("cpu", "bf16", True, 4)
+    assert settings.autocast == torch.bfloat16
+    assert settings.fused
+
+
+def test_a_cpu_run_is_always_deterministic() -> None:
+    assert decided(deterministic=False).deterministic
+
+
+def test_a_cpu_does_not_compile_unless_asked() -> None:
+    assert not decided(compile="auto", duration=10**6).compile
+
+
+def test_reference_kernels_are_plain_eager_and_fp32_unless_the_precision_is_named() -> None:
+    settings = decided(kernels="reference", precision="auto")
+    assert (settings.fused, settings.compile, settings.precision, settings.autocast) == (False, False, "fp32", None)
+    assert decided(kernels="reference", precision="bf16").precision == "bf16"
+
+
+def test_fp16_is_refused_where_auto_comes_to_a_cpu() -> None:
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("auto comes to an accelerator here")
+    with pytest.raises(ConfigError, match=r"precision: fp16 is not for training on a CPU.*fp32 or bf16"):
+        decided(device="auto", precision="fp16")
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_naming_those_that_are(device: str) -> None:
+    if {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]:
+        pytest.skip(f"this machine has {device}")
+    with pytest.raises(ConfigError, match=rf"device: {device} is not to be had on this machine; allowed here are auto"):
+        decided(device=device)
+
+
+def test_what_was_decided_before_is_decided_again_in_silence() -> None:
+    said: list[str] = []
+    first = decided(precision="auto", micro_batch="auto")
+    before = asdict(replace(first, precision="bf16", micro_batch=1, compile=True))
+    again = decided(before, said, precision="auto", micro_batch="auto", compile="auto")
+    assert (again.precision, again.micro_batch, again.compile, again.threads) == ("bf16", 1, True, first.threads)
+    assert said == []
+
+
+def test_the_threads_of_before_are_used_again() -> None:
+    before = asdict(decided()) | {"threads": min(2, os.cpu_count() or 1)}
+    assert decided(before).threads == before["threads"]
+    assert torch.get_num_threads() == before["threads"]
+
+
+def test_more_threads_than_the_machine_has_are_not_promised() -> None:
+    said: list[str] = []
+    assert decided(asdict(decided()) | {"threads": 10_000}, said).threads == torch.get_num_threads() < 10_000
+    assert len(said) == 1
+    assert "fewer than the 10000 threads the run used: the next steps are no longer bitwise the same" in said[0]
+
+
+def test_another_device_or_chip_is_said() -> None:
+    said: list[str] = []
+    before = asdict(decided()) | {"device": "xpu", "device_name": "Deep Thought"}
+    assert decided(before, said, device="auto").device in {"cpu", "cuda", "mps"}
+    text = "\n".join(said)
+    assert "the run was on xpu, which this machine does not have" in text
+    assert "the run was on Deep Thought and continues on" in text
+
+
+def test_an_estimated_micro_batch_is_the_whole_batch_or_a_power_of_two() -> None:
+    sizes = [decided(micro_batch="auto", batch_size=size).micro_batch for size in (1, 3, 16, 5000)]
+    assert sizes[:3] == [1, 3, 16]
+    assert sizes[3] < 5000
+    assert sizes[3].bit_count() == 1
+
+
+def test_a_larger_model_gets_a_smaller_micro_batch() -> None:
+    small = decided(micro_batch="auto", batch_size=4096)
+    large = decided(micro_batch="auto", batch_size=4096, **{"model.width": 1024, "model.num_layers": 24})
+    assert large.micro_batch < small.micro_batch
+
+
+def test_the_choices_are_one_line() -> None:
+    line = decided(precision="bf16", kernels="reference").line()
+    assert line.startswith("cpu (")
+    assert ", bf16, eager, plain optimizer, micro-batch 16, " in line
+
+
+def test_the_record_is_read_back(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    assert recorded_settings(run_dir) is None
+    settings = decided()
+    run_dir.env_json.write_text(json.dumps(environment(settings)))
+    assert recorded_settings(run_dir) == asdict(settings)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]"])
+def test_a_record_that_cannot_be_read_is_a_message(tmp_path: Path, text: str) -> None:
+    RunDir(tmp_path).env_json.write_text(text)
+    with pytest.raises(StorageError, match=r"env\.json cannot be read .*; restore it, or start anew with --run OTHER"):
+        recorded_settings(RunDir(tmp_path))
+
+
+def test_the_environment_names_the_versions_that_decide_the_bits() -> None:
+    versions = environment(decided())["versions"]
+    assert versions["torch"] == torch.__version__
+    assert versions.keys() >= {"python", "trainwell", "numpy", "safetensors"}
+
+
+def test_the_configuration_is_not_changed_by_deciding() -> None:
+    config: RunConfig = load("demo", flags={"device": "cpu"})
+    decide(config, resolve(config), None, print)
+    assert config == load("demo", flags={"device": "cpu"})
