@@ -39,6 +39,8 @@ TINY: dict[str, Any] = {
     "micro_batch": 2,
     "data": {"seq_len": 16, "val_fraction": 0.25},
     "model": {"num_layers": 1, "num_heads": 2, "width": 16},
+    "optim": {"lr": 3e-3},
+    "schedule": {"warmup": 1},
     "eval": {"every": None, "batches": 2},
     "sample": {"every": None},
     "checkpoint": {"every": 4},

@@ -15,6 +15,7 @@ from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.fit import steps
 from trainwell.model.loss import token_loss
 from trainwell.optim.together import Together
+from trainwell.planning.model_size import count_parameters
 from trainwell.run import Run
 from trainwell.trainer import Trainer
 
@@ -69,9 +70,15 @@ def first_steps(run: Run, count: int = 2) -> list[float]:
 
 
 def test_a_recipe_is_built_as_its_config_says(own_folders: Path) -> None:
-    run = build("demo")
-    assert (run.num_steps, run.plan.batch.size(0), run.plan.seq_len) == (1200, 16, 128)
-    assert sum(parameter.numel() for parameter in run.model.parameters()) == 842_624
+    run, config = build("demo"), load("demo")
+    assert (run.num_steps, run.plan.batch.size(0), run.plan.seq_len) == (
+        config.duration.amount,
+        config.batch_size,
+        config.data.seq_len,
+    )
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    assert parameters == count_parameters(config.model, 257, config.data.seq_len).total
+    assert run.config == config
     assert run.run_dir.path == Path("runs/demo")
 
 

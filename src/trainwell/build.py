@@ -257,7 +257,7 @@ def _optimizer(config: RunConfig, given: Given, model: nn.Module, plan: Plan, se
 
 def _configured_optimizer(config: RunConfig, model: nn.Module, vocab_size: int, settings: Settings) -> Any:
     how = config.optim
-    matrices = hidden_matrices(model, vocab_size) if how.name == "muon" else []
+    matrices = _muon_matrices(model, vocab_size) if how.name == "muon" else []
     rest = [tensor for tensor in model.parameters() if not any(tensor is matrix for matrix in matrices)]
     adamw = torch.optim.AdamW(
         parameter_groups(rest, how.weight_decay, how.decay),
@@ -271,6 +271,17 @@ def _configured_optimizer(config: RunConfig, model: nn.Module, vocab_size: int, 
         return adamw
     muon = torch.optim.Muon(matrices, lr=how.lr, weight_decay=how.weight_decay, adjust_lr_fn="match_rms_adamw")
     return Together(muon, adamw)
+
+
+def _muon_matrices(model: nn.Module, vocab_size: int) -> list[Tensor]:
+    if not vocab_size:
+        raise ConfigError("model.pad_vocab_to: muon must know which layer is the head; say how many ids there are")
+    matrices = hidden_matrices(model, vocab_size)
+    if not matrices:
+        raise ConfigError(
+            "optim.name: muon is for linear layers between embedding and head, and this model has none; use adamw"
+        )
+    return matrices
 
 
 def _batches(config: RunConfig, data: Data, plan: Plan, settings: Settings) -> BatchSource:

@@ -19,6 +19,8 @@ TINY = {
     "model.num-layers": "1",
     "model.num-heads": "2",
     "model.width": "16",
+    "optim.lr": "3e-3",
+    "schedule.warmup": "1",
     "eval.every": "4",
     "eval.batches": "2",
     "sample.every": "none",

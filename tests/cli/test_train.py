@@ -66,11 +66,11 @@ def without_last_steps(run: Path) -> None:
 
 
 def test_a_run_continues_by_its_name_and_by_the_command_that_started_it(
-    command: Command, finished: Path
+    command: Command, finished: Path, tiny_flags: Flags
 ) -> None:
     end = (finished / "checkpoints" / "step-12" / "tensors.safetensors").read_bytes()
     losses = [row["train/loss"] for row in MetricsFile(finished / "metrics.jsonl").read().train]
-    started = ["train", "demo", "--run", str(finished), *_flags(Path("text.txt"))]
+    started = ["train", "demo", "--run", str(finished), *tiny_flags(data__path="text.txt")]
     for tokens in (["train", str(finished)], started):
         without_last_steps(finished)
         said = command(*tokens)
@@ -79,17 +79,6 @@ def test_a_run_continues_by_its_name_and_by_the_command_that_started_it(
         assert (finished / "checkpoints" / "step-12" / "tensors.safetensors").read_bytes() == end
         assert [row["train/loss"] for row in MetricsFile(finished / "metrics.jsonl").read().train] == losses
     assert sorted(path.name for path in (finished / "attempts").iterdir()) == ["001.jsonl", "002.jsonl"]
-
-
-def _flags(text: Path) -> list[str]:
-    config = load("runs/tiny/config.yaml")
-    keys = {
-        "duration": 12, "batch-size": 4, "micro-batch": 2, "data.seq-len": 16, "data.val-fraction": 0.25,
-        "model.num-layers": 1, "model.num-heads": 2, "model.width": 16, "eval.every": 4, "eval.batches": 2,
-        "sample.every": "none", "checkpoint.every": 4, "data.path": text,
-    }  # fmt: skip
-    assert config.duration.amount == keys["duration"]
-    return [token for key, value in keys.items() for token in (f"--{key}", str(value))]
 
 
 def test_a_step_is_branched_from_into_a_folder_of_its_own(command: Command, finished: Path) -> None:

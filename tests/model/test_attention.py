@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as examples
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from trainwell.model.attention import KVCache, attend
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def drawn(seed: int, *shape: int) -> Tensor:

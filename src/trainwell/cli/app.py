@@ -51,7 +51,7 @@ def main(tokens: Sequence[str] | None = None, given: Mapping[str, Any] | None = 
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; messages go to stderr."""
     try:
-        app()(tokens, exit_on_error=False, print_error=False)
+        app()(sys.argv[1:] if tokens is None else tokens, exit_on_error=False, print_error=False)
     except TrainwellError as error:
         return _fail(str(error), error.exit_code)
     except CycloptsError as error:

@@ -20,7 +20,8 @@ def sample(
     /,
     *,
     prompt: Annotated[
-        str | None, Parameter(
+        str | None,
+        Parameter(
             help="Text to continue; - reads it from standard input. Default: the run's own.", allow_leading_hyphen=True
         ),
     ] = None,
