@@ -15,13 +15,15 @@ import trainwell as tw
 
 def final_loss(recipe: str, seed: int, folder: Path) -> tuple[float, float]:
     """Validation loss over the whole split, in nats per token, and seconds from the first step to the last."""
-    run = tw.build(recipe, run_dir=folder / str(seed), seed=seed, eval={"every": "25%", "batches": 0}, sample={"every": None})
+    whole = {"every": "25%", "batches": 0}
+    run = tw.build(recipe, run_dir=folder / str(seed), seed=seed, eval=whole, sample={"every": None})
     begin = time.perf_counter()
     tw.fit(run)
     return run.evaluate().loss, time.perf_counter() - begin
 
 
 def main() -> None:
+    """Print each seed's loss, and the mean."""
     recipe = sys.argv[1] if len(sys.argv) > 1 else "shakespeare-char"
     seeds = [1337 + number for number in range(int(sys.argv[2]) if len(sys.argv) > 2 else 3)]
     with tempfile.TemporaryDirectory() as folder:

@@ -71,11 +71,8 @@ def first_steps(run: Run, count: int = 2) -> list[float]:
 
 def test_a_recipe_is_built_as_its_config_says(own_folders: Path) -> None:
     run, config = build("demo"), load("demo")
-    assert (run.num_steps, run.plan.batch.size(0), run.plan.seq_len) == (
-        config.duration.amount,
-        config.batch_size,
-        config.data.seq_len,
-    )
+    assert (run.plan.batch.size(0), run.plan.seq_len) == (config.batch_size, config.data.seq_len)
+    assert run.config.duration == config.duration
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     assert parameters == count_parameters(config.model, 257, config.data.seq_len).total
     assert run.config == config
@@ -91,8 +88,8 @@ def test_plain_keys_sections_and_config_files_say_the_same(build_tiny: Build, ow
     by_section = build_tiny(optim={"lr": 2e-3, "betas": [0.8, 0.9]}, seed=5)
     by_text = build_tiny(optim={"lr": "2e-3", "betas": "0.8 0.9"}, seed="5")
     file = own_folders / "demo.yaml"
-    file.write_text("seed: 5\noptim: {lr: 2.0e-3, betas: [0.8, 0.9]}\n")
-    by_file = build_tiny(str(file))
+    file.write_text("seed: 5\noptim: {betas: [0.8, 0.9]}\n")
+    by_file = build_tiny(str(file), optim={"lr": 2e-3})
     assert by_section.config == by_text.config == by_file.config
     assert by_section.config.optim.lr == 2e-3
     assert by_section.trainer.optimizer.param_groups[0]["betas"] == (0.8, 0.9)
@@ -137,7 +134,7 @@ def test_a_given_model_is_the_one_that_learns(build_tiny: Build, make: type[Bigr
 
 
 def test_what_is_no_model_is_refused(build_tiny: Build) -> None:
-    with pytest.raises(ConfigError, match="model: str was given; allowed are an nn.Module, or a function"):
+    with pytest.raises(ConfigError, match=r"model: str was given; allowed are an nn\.Module, or a function"):
         build_tiny(model=lambda config: "gpt")
 
 
@@ -176,7 +173,8 @@ def test_an_optimizer_whose_rate_differs_from_the_schedule_is_refused_naming_bot
 
 def test_a_given_schedule_of_the_rate_overrules_optimizer_and_config(build_tiny: Build) -> None:
     run = build_tiny(
-        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1), schedules={"lr": lambda step: 0.1 / (step + 1)}
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        schedules={"lr": lambda step: 0.1 / (step + 1)},
     )
     rates = []
     with run:
@@ -237,6 +235,24 @@ def test_a_loader_gives_its_own_batches_and_says_what_is_not_promised(build_tiny
             assert int(result.targets) == 15
             if result.step == 5:
                 break
+
+
+def test_a_run_on_given_data_goes_on_when_the_same_call_is_made_again(build_tiny: Build, advance: Advance) -> None:
+    rows = [(torch.full((3, 5), number), torch.full((3, 5), number)) for number in range(4)]
+    kinds: dict[str, Callable[[], Any]] = {"examples": lambda: Counting(20), "loader": lambda: from_loader(rows)}
+    for kind, data in kinds.items():
+        folder = f"runs/{kind}"
+        advance(build_tiny(run_dir=folder, data=data()), 5)
+        again = build_tiny(run_dir=folder, data=data())
+        with again:
+            assert next(iter(steps(again))).step == 4
+
+
+def test_other_examples_than_before_are_refused(build_tiny: Build, advance: Advance) -> None:
+    advance(build_tiny(run_dir="runs/a", data=Counting(20)), 5)
+    run = build_tiny(run_dir="runs/a", data=Counting(21))
+    with run, pytest.raises(DataError, match="examples: 20 then, 21 now"):
+        run.restore()
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,15 @@ def test_what_the_body_logs_is_in_the_line_of_its_step(build_tiny: Build) -> Non
     assert [(row["squared"], row["tensor"]) for row in train_rows(run)] == [(0, 0.5), (1, 0.5), (4, 0.5)]
 
 
-class Abrupt(Exception):
+class AbruptError(Exception):
     """What goes wrong in the body."""
+
+
+def break_down(run: Run, step: int) -> None:
+    with run:
+        for result in steps(run):
+            if result.step == step:
+                raise AbruptError
 
 
 def test_an_exception_in_the_body_leaves_the_run_resumable(build_tiny: Build, bits_of: BitsOf) -> None:
@@ -86,10 +93,8 @@ def test_an_exception_in_the_body_leaves_the_run_resumable(build_tiny: Build, bi
             if result.step == 10:
                 break
     broken = build_tiny(run_dir="runs/broken")
-    with pytest.raises(Abrupt), broken:
-        for result in steps(broken):
-            if result.step == 6:
-                raise Abrupt
+    with pytest.raises(AbruptError):
+        break_down(broken, 6)
     assert broken.run_dir.owner() is None
     assert [row["step"] for row in train_rows(broken)] == list(range(6))
     again = build_tiny(run_dir="runs/broken")
@@ -104,11 +109,12 @@ def test_an_exception_in_the_body_leaves_the_run_resumable(build_tiny: Build, bi
     assert losses(again) == losses(straight)
 
 
-def run_with_average(build_tiny: Build, folder: str, **keys: Any) -> tuple[Run, AveragedModel]:
-    run = build_tiny(run_dir=folder, **keys)
-    average = AveragedModel(run.model)
-    run.keep("average", average)
-    return run, average
+def until(run: Run, step: int) -> StepResult:
+    """Take steps up to and with `step`, and leave the loop in its body."""
+    for result in steps(run):
+        if result.step == step:
+            return result
+    raise AssertionError(f"the run ended before step {step}")
 
 
 @pytest.mark.parametrize("keys", [{}, {"optim": {"name": "muon"}}, {"precision": "bf16", "kernels": "reference"}])
@@ -117,38 +123,31 @@ def test_stopping_at_any_steps_is_bitwise_never_having_stopped(
 ) -> None:
     keys = {"model": {"dropout": 0.1}, "duration": 24, "checkpoint": {"every": 5}} | keys
 
-    def end(folder: str, stops: list[int]) -> tuple[Any, list[float]]:
-        while True:
-            run, average = run_with_average(build_tiny, folder, **keys)
-            with run:
-                for result in steps(run):
-                    average.update_parameters(run.model)
-                    if result.step == 23:
-                        return bits_of([run.trainer.state_dict(), average.state_dict()]), losses(run)
-                    if result.step + 1 in stops:
-                        stops.remove(result.step + 1)
-                        save_and_leave(run)
-                        break
+    def segment(folder: str, stop: int) -> tuple[Any, list[float]]:
+        """From the newest checkpoint into the body of step `stop` - 1, and save as a stop does, its plots left out."""
+        run = build_tiny(run_dir=folder, **keys)
+        average = AveragedModel(run.model)
+        run.keep("average", average)
+        with run:
+            for result in steps(run):
+                average.update_parameters(run.model)
+                if result.step + 1 == stop:
+                    run.metrics.add(result)
+                    run.save()
+                    break
+        return bits_of([run.trainer.state_dict(), average.state_dict()]), losses(run)
 
-    def save_and_leave(run: Run) -> None:
-        """What a stop does, without drawing the plots."""
-        run.metrics.flush()
-        run.save()
-
-    bits, straight = end("runs/straight", [])
-    for name, stops in {"twice in an epoch, and at its end": [12, 17, 21], "at once": [1]}.items():
-        stopped_bits, stopped = end(f"runs/{name}", stops)
-        assert stopped_bits == bits
-        assert stopped[-1] == straight[-1]
+    straight = segment("runs/straight", 24)
+    for name, stops in {"twice in an epoch, and at its end": [12, 17, 21, 24], "at once": [1, 24]}.items():
+        assert [segment(f"runs/{name}", stop) for stop in stops][-1] == straight
 
 
 def test_observing_every_step_or_never_gives_the_same_bits(build_tiny: Build, bits_of: BitsOf) -> None:
     def end(folder: str, **observing: Any) -> Any:
         run = build_tiny(run_dir=folder, model={"dropout": 0.1}, precision="bf16", **observing)
         with run:
-            for result in steps(run):
-                if result.step == 11:
-                    return bits_of(run.trainer.state_dict())
+            until(run, 11)
+        return bits_of(run.trainer.state_dict())
 
     never = {"eval": {"every": None}, "sample": {"every": None}, "checkpoint": {"every": None}, "log": {"every": 100}}
     always = {
@@ -160,9 +159,7 @@ def test_observing_every_step_or_never_gives_the_same_bits(build_tiny: Build, bi
     assert end("runs/never", **never) == end("runs/always", **always)
 
 
-def test_a_finished_run_has_no_step_left_and_says_so(
-    build_tiny: Build, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_has_no_step_left_and_says_so(build_tiny: Build, capsys: pytest.CaptureFixture[str]) -> None:
     first = build_tiny(run_dir="runs/a", duration=3)
     with first:
         for result in steps(first):
@@ -265,7 +262,7 @@ def leave(results: list[StepResult], run: Run, how: str) -> None:
         if how == "break":
             break
         if how == "raise":
-            raise Abrupt
+            raise AbruptError
 
 
 @pytest.mark.parametrize("how", ["break", "raise"])
@@ -275,7 +272,7 @@ def test_only_deterministic_algorithms_run_and_the_flags_are_restored(build_tiny
     run = build_tiny(run_dir="runs/a", duration=2)
     with run:
         if how == "raise":
-            with pytest.raises(Abrupt):
+            with pytest.raises(AbruptError):
                 leave(results, run, how)
         else:
             leave(results, run, how)

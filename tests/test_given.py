@@ -94,9 +94,7 @@ def test_every_given_part_is_described_by_where_it_comes_from() -> None:
 
 
 def test_the_hash_of_a_models_source_tells_two_models_apart() -> None:
-    hashes = [
-        describe_custom(Given(model=model), model)["source_sha256"] for model in (nn.Linear(2, 3), nn.Identity())
-    ]
+    hashes = [describe_custom(Given(model=model), model)["source_sha256"] for model in (nn.Linear(2, 3), nn.Identity())]
     assert len(set(hashes)) == 2
     assert describe_custom(Given(), nn.Linear(2, 3)) == {}
 

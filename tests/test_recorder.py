@@ -148,9 +148,7 @@ def test_the_clock_goes_on_where_it_was_when_a_run_continues(build_tiny: Build, 
     assert times[4] >= before
 
 
-def test_every_tenth_step_and_the_last_are_on_the_screen(
-    build_tiny: Build, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_tenth_step_and_the_last_are_on_the_screen(build_tiny: Build, capsys: pytest.CaptureFixture[str]) -> None:
     run = build_tiny(run_dir="runs/a")
     run.run_dir.create()
     recorder = Recorder(run)

@@ -52,7 +52,11 @@ def test_what_is_due_after_a_step_depends_on_the_state_it_leads_to(build_tiny: B
 
 @pytest.mark.parametrize(
     ("keys", "missing"),
-    [({"eval": {"every": None}}, set()), ({"sample": {"every": None}}, {"sample"}), ({"checkpoint": {"every": None}}, set())],
+    [
+        ({"eval": {"every": None}}, set()),
+        ({"sample": {"every": None}}, {"sample"}),
+        ({"checkpoint": {"every": None}}, set()),
+    ],
 )
 def test_what_is_never_due_in_between_is_due_at_the_end_but_for_samples(
     build_tiny: Build, keys: dict[str, Any], missing: set[str]
@@ -199,7 +203,10 @@ def test_changed_data_is_refused_naming_what_changed(build_tiny: Build, advance:
     advance(build_tiny(run_dir="runs/a"), 5)
     text.write_text(text.read_text()[:-1] + "!")
     run = build_tiny(run_dir="runs/a")
-    with run, pytest.raises(DataError, match=r"not what runs/a was trained on \(fingerprint: .* then, .* now\)") as refused:
+    with (
+        run,
+        pytest.raises(DataError, match=r"not what runs/a was trained on \(fingerprint: .* then, .* now\)") as refused,
+    ):
         run.restore()
     assert "trainwell train runs/a@4 --run NEW" in str(refused.value)
     assert refused.value.exit_code == 65
@@ -247,6 +254,16 @@ def test_keys_that_change_no_step_are_free(build_tiny: Build, advance: Advance) 
     written = load(str(run.run_dir.config_yaml))
     assert (written.name, written.log.every, run.plan.eval_every, run.plan.save_every) == ("other", 1, 3, 2)
     assert saved_steps(run.run_dir.checkpoints) == [4, 6]
+
+
+def test_the_call_that_started_a_run_continues_it_though_its_micro_batch_was_more_than_the_batch(
+    build_tiny: Build, advance: Advance
+) -> None:
+    advance(build_tiny(run_dir="runs/a", micro_batch=64), 5)
+    again = build_tiny(run_dir="runs/a", micro_batch=64)
+    assert again.settings.micro_batch == again.config.micro_batch == 4
+    with pytest.raises(ConfigError, match="micro_batch: 4 there, 1 wanted"):
+        build_tiny(run_dir="runs/a", micro_batch=1)
 
 
 def test_the_duration_is_free_where_the_horizon_is_set(build_tiny: Build, advance: Advance) -> None:

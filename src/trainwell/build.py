@@ -76,7 +76,8 @@ def build(
     given = replace(given, val=val)
     if extra is not None:
         flags["extra"] = extra
-    start = find_start(target, flags=flags, run=None if run_dir is None else Path(run_dir), source="build(...)")
+    folder = None if run_dir is None else Path(run_dir)
+    start = find_start(target, flags=flags, run=folder, source="build(...)", data=given.data)
     return assemble(start, given)
 
 

@@ -34,9 +34,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
 STATES = st.recursive(
     SCALARS | tensors(),
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(KEYS, inner, max_size=4)
+        st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(KEYS, inner, max_size=4)
     ),
     max_leaves=12,
 )

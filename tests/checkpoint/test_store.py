@@ -3,7 +3,7 @@
 import os
 import pickle
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "the SHA-256 of tensors.safetensors differs": lambda place: flip(place / TENSORS),
     "tensors.safetensors is missing": lambda place: (place / TENSORS).unlink(),
     "bytes instead of": lambda place: os.truncate(place / TENSORS, 40),

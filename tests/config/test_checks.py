@@ -1,11 +1,24 @@
 """Mistakes between keys, each provoked."""
 
+from pathlib import Path
+
 import pytest
 
 from trainwell.config import checks
 from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError
+
+BASE = """\
+duration: 1200
+batch_size: 16
+micro_batch: 16
+data: {seq_len: 128}
+model: {num_heads: 4, width: 128}
+optim: {lr: 3.0e-3}
+schedule: {warmup: 10%, min_lr: 10%}
+"""
+"""The numbers that the messages below contradict, laid over the recipe, whose own tuning is not at issue."""
 
 
 @pytest.mark.parametrize(
@@ -40,16 +53,18 @@ from trainwell.errors import ConfigError
         ({"kernels": "reference", "compile": True}, "compile: true contradicts kernels reference"),
     ],
 )
-def test_each_contradiction_is_found_and_named(flags: dict[str, object], message: str) -> None:
+def test_each_contradiction_is_found_and_named(tmp_path: Path, flags: dict[str, object], message: str) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text(BASE)
     with pytest.raises(ConfigError) as caught:
-        load("demo", flags=flags)
+        load("demo", file=file, flags=flags)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_contradictions_are_reported_together() -> None:
     with pytest.raises(ConfigError, match=r"^3 mistakes in the configuration:\n  name.*\n  model.*\n  duration"):
-        load("demo", flags={"name": "", "model.num_heads": 3, "duration": 0})
+        load("demo", flags={"name": "", "model.num_heads": 3, "model.width": 128, "duration": 0})
 
 
 def test_a_tree_made_by_hand_is_checked_too() -> None:

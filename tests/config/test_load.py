@@ -120,9 +120,9 @@ def test_the_spellings_of_other_projects_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_of_batch_size_and_batch_tokens_the_higher_level_clears_the_lower(
-    flags: dict[str, object], size: int | None, tokens: int | None
+    tmp_path: Path, flags: dict[str, object], size: int | None, tokens: int | None
 ) -> None:
-    config = load("demo", flags=flags)
+    config = load("demo", file=write(tmp_path, "batch_size: 16\ndata: {seq_len: 128}\n"), flags=flags)
     assert (config.batch_size, config.batch_tokens) == (size, tokens)
 
 

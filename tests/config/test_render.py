@@ -32,6 +32,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
         "seed": draw(st.integers(0, 2**63 - 1)),
         "duration": draw(steps),
         "batch_size": draw(st.integers(16, 99)),
+        "micro_batch": 16,
         "compile": draw(st.sampled_from(["auto", True, False])),
         "extra": draw(st.dictionaries(text, st.none() | st.integers() | text | st.lists(st.booleans()), max_size=3)),
         "model": {"num_heads": heads, "width": heads * draw(st.integers(1, 64))},

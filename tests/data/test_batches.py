@@ -107,9 +107,7 @@ def test_ranks_together_see_the_rows_and_indices_that_one_process_sees(
 
 
 @given(count=SMALL, size=SMALL, micro_batch=SMALL, ranks=st.sampled_from([1, 2, 3, 8]))
-def test_ranks_run_equally_many_micro_batches_of_one_shape(
-    count: int, size: int, micro_batch: int, ranks: int
-) -> None:
+def test_ranks_run_equally_many_micro_batches_of_one_shape(count: int, size: int, micro_batch: int, ranks: int) -> None:
     shares = [batches_of(count, size, micro_batch, rank=rank, world_size=ranks)(0) for rank in range(ranks)]
     assert {len(share.micro_batches) for share in shares} == {-(-size // (micro_batch * ranks))}
     shapes = {micro.inputs.shape for share in shares for micro in share.micro_batches}
@@ -241,9 +239,7 @@ def test_data_without_examples_is_refused() -> None:
 
 def drawn(count: int, *, batches: int, batch_size: int = 4, micro_batch: int = 3) -> tuple[list[int], list[MicroBatch]]:
     micros = list(
-        evaluation_batches(
-            Numbered(count), batch_size=batch_size, micro_batch=micro_batch, batches=batches, device=CPU
-        )
+        evaluation_batches(Numbered(count), batch_size=batch_size, micro_batch=micro_batch, batches=batches, device=CPU)
     )
     return [example for _, example in rows_of(Batch(micros, 0, 0.0))], micros
 

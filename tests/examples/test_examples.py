@@ -22,7 +22,9 @@ def commands_of(example: Path) -> list[list[str]]:
     """The command lines in the docstring, for STEPS steps."""
     text = example.read_text(encoding="utf-8").split('"""')[1]
     lines = re.findall(rf"python examples/{example.name}(.*)", text)
-    return [shlex.split(re.sub(r"(--duration )\d+", rf"\g<1>{STEPS}", line.replace("[STEPS]", STEPS))) for line in lines]
+    return [
+        shlex.split(re.sub(r"(--duration )\d+", rf"\g<1>{STEPS}", line.replace("[STEPS]", STEPS))) for line in lines
+    ]
 
 
 @contextmanager
@@ -37,10 +39,12 @@ def called_as(*arguments: str) -> Iterator[None]:
 
 def run_example(example: Path, arguments: list[str]) -> None:
     with called_as(str(example), *arguments):
+        code: object = 0
         try:
             runpy.run_path(str(example), run_name="__main__")
         except SystemExit as ended:
-            assert ended.code in {0, None}
+            code = ended.code
+        assert code in {0, None}
 
 
 def test_there_are_examples() -> None:
@@ -58,8 +62,8 @@ def test_an_example_runs_as_its_docstring_says(
     said = capsys.readouterr()
     assert said.out
     assert said.err == ""
-    runs = [path for path in (own_folders / "runs").iterdir()] if (own_folders / "runs").exists() else []
-    assert all(is_run(path) for path in runs)
+    runs = own_folders / "runs"
+    assert all(is_run(path) for path in (runs.iterdir() if runs.exists() else []))
 
 
 def test_the_average_of_the_model_example_is_restored_when_it_is_run_again(

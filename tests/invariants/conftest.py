@@ -60,7 +60,7 @@ def end() -> Callable[["subprocess.Popen[str]"], str]:
 
 
 @pytest.fixture
-def outcome_of() -> Callable[[Path], Any]:
+def outcome_of() -> Callable[[Path, int], Any]:
     """Everything that must be equal to the bit at the end of two runs: the last checkpoint's bytes, and every loss."""
 
     def outcome(run: Path, step: int) -> Any:

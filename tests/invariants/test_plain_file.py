@@ -53,7 +53,9 @@ def test_the_first_50_losses_of_the_demo_are_those_of_a_file_without_trainwell(
     start: Callable[..., subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_plain_file(capsys, "demo")
-    horizon = next(line for line in file.read_text().splitlines() if line.startswith("PEAK")).split("=")[1].split(",")[3]
+    horizon = (
+        next(line for line in file.read_text().splitlines() if line.startswith("PEAK")).split("=")[1].split(",")[3]
+    )
     plain = start("-u", "-c", ALONE, str(file), OMP_NUM_THREADS="1")
     recorded = losses_of("demo", "--duration", "50", "--schedule.horizon", horizon.strip())
     assert plain.stdout is not None

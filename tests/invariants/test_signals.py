@@ -34,7 +34,15 @@ KEYS: dict[str, object] = {
 def train(run: str, **changes: object) -> list[str]:
     """The arguments that start or continue a run that takes seconds."""
     keys = KEYS | changes
-    return ["-m", "trainwell", "train", "demo", "--run", run, *(str(x) for key in keys for x in (f"--{key}", keys[key]))]
+    return [
+        "-m",
+        "trainwell",
+        "train",
+        "demo",
+        "--run",
+        run,
+        *(str(x) for key in keys for x in (f"--{key}", keys[key])),
+    ]
 
 
 def until_step(process: subprocess.Popen[str], step: int) -> None:
@@ -78,8 +86,8 @@ def test_interrupted_terminated_and_killed_a_run_goes_on_to_the_same_bits(
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    assert "continuing signalled from step 1" in end(start("-m", "trainwell", "train", "signalled", OMP_NUM_THREADS="1"))
+    assert "continuing signalled from step 1" in end(
+        start("-m", "trainwell", "train", "signalled", OMP_NUM_THREADS="1")
+    )
     end(straight)
     assert outcome_of(run, STEPS) == outcome_of(tmp_path / "straight", STEPS)
-
-

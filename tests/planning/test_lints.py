@@ -9,7 +9,7 @@ from trainwell.planning.lints import notes
 
 @pytest.mark.parametrize(("recipe", "tokens"), [("demo", 450_000), ("shakespeare-char", 1_003_854), ("gpt2-124m", 0)])
 def test_shipped_recipes_have_no_surprises(plan_of: Any, recipe: str, tokens: int) -> None:
-    assert notes(plan_of(recipe, tokens=tokens)) == []
+    assert notes(plan_of(recipe, tokens=tokens, as_shipped=True)) == []
 
 
 def test_the_book_is_told_what_it_does(plan_of: Any) -> None:

@@ -18,6 +18,7 @@ CONFIG = """\
 name: demo
 duration: {num_steps}
 batch_size: 16
+micro_batch: 16
 data: {{corpus: python-docs, tokenizer: bytes, seq_len: 128}}
 model: {{num_layers: 4, num_heads: 4, width: 128}}
 optim: {{lr: 3.0e-3}}

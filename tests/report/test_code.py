@@ -27,7 +27,10 @@ def plain(recipe: str = "demo", **flags: object) -> str:
 
 
 def test_the_settings_are_those_of_the_run() -> None:
-    found = settings_of(plain(duration=50, seed=7, micro_batch=8, optim__lr="2e-3", optim__max_grad_norm="none"))
+    sizes: dict[str, object] = {"duration": 50, "batch_size": 16, "micro_batch": 8}
+    schedule: dict[str, object] = {"schedule__warmup": "10%", "schedule__min_lr": "10%"}
+    optim: dict[str, object] = {"optim__lr": "2e-3", "optim__max_grad_norm": "none"}
+    found = settings_of(plain("demo", **sizes, **schedule, **optim, seed=7))
     assert (found["NUM_STEPS"], found["HORIZON"], found["WARMUP"]) == (50, 50, 5)
     assert (found["SEED"], found["BATCH"], found["MICRO_BATCH"]) == (7, 16, 8)
     assert (found["PEAK"], found["MIN_LR"], found["MAX_GRAD_NORM"]) == (2e-3, 2e-4, None)

@@ -51,8 +51,8 @@ def train(
     Every key of the configuration is a flag. Exit codes: 0 done, 2 bad usage or configuration, 65 bad data,
     70 diverged, 71 out of memory, 73 run folder busy, 74 storage, 75 stopped on a signal and resumable.
     """
-    start = find_start(target, file=config, flags=flags, run=run)
     given = parts.current()
+    start = find_start(target, file=config, flags=flags, run=run, data=given.get("data"))
     store = None if given.get("data") is not None else _checked_data(start, download=download)
     if dry_run:
         _print_summary(start, store)

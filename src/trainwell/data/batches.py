@@ -83,7 +83,8 @@ def stack(examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, Tenso
         if row[0].shape != rows[0][0].shape or row[1].shape != row[0].shape:
             raise DataError(
                 f"data: example {index} has {row[0].numel()} inputs and {row[1].numel()} targets, but example "
-                f"{indices[0]} has {rows[0][0].numel()} inputs; all must be of one length: fill up with the target {IGNORED}"
+                f"{indices[0]} has {rows[0][0].numel()} inputs; all must be of one length, "
+                f"filled up with targets {IGNORED}"
             )
     return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwell.checkpoint.layout import saved_steps
-from trainwell.config import load
+from trainwell.config import checks, load
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
 from trainwell.runs.metrics import MetricsFile
@@ -36,8 +36,12 @@ def find_start(
     flags: Mapping[str, object] | None = None,
     run: Path | None = None,
     source: str = "command line",
+    data: object = None,
 ) -> Start:
-    """Say what to train and where; raise ConfigError when target, folder and flags do not fit together."""
+    """Say what to train and where; raise ConfigError when target, folder and flags do not fit together.
+
+    `data` is what was given in Python in place of the configured text: what it decides may say what it likes.
+    """
     flags = flags or {}
     path, step = parse_target(target) if target is not None else (None, None)
     if path is not None and is_run(Path(path)):
@@ -54,9 +58,17 @@ def find_start(
     config = load.load(path, file=file, flags=flags, source=source)
     directory = next_free(config.name) if run is None else RunDir(run)
     if is_run(directory.path):
-        return Start(_continued(directory, config), directory)
+        return Start(_continued(directory, config, _decided_by(data)), directory)
     _refuse_foreign(directory)
     return Start(config, directory)
+
+
+def _decided_by(data: object) -> tuple[str, ...]:
+    """The keys that given data decides: its length, and for a loader, which has no count, its batches too."""
+    if data is None:
+        return ()
+    shape = ("data.corpus", "data.path", "data.seq_len", "data.stride")
+    return shape if hasattr(data, "__len__") else (*shape, "batch_size", "batch_tokens")
 
 
 def _refuse_foreign(directory: RunDir) -> None:
@@ -98,13 +110,17 @@ def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path |
     return Start(config, RunDir(run), (source, number))
 
 
-def _continued(run: RunDir, wanted: RunConfig) -> RunConfig:
+def _continued(run: RunDir, wanted: RunConfig, decided: tuple[str, ...] = ()) -> RunConfig:
     """The configuration a run continues with: its own, and `wanted` where a key is free; other changes are refused."""
     recorded = load.load(None, file=run.config_yaml)
     old, new = flat(recorded), flat(wanted)
+    if wanted.micro_batch != "auto":
+        new["micro_batch"] = min(wanted.micro_batch, checks.sequences(recorded))  # at most, it says
     free = FREE if recorded.schedule.horizon is None else (*FREE, "duration")
     changed = [
-        key for key in new if old[key] != new[key] and not _left_open(key, new[key]) and not key.startswith(free)
+        key
+        for key in new
+        if old[key] != new[key] and key not in decided and not _left_open(key, new[key]) and not key.startswith(free)
     ]
     if changed:
         lines = [f"  {key}: {old[key]} there, {new[key]} wanted" for key in changed]
