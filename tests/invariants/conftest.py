@@ -24,6 +24,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "text.txt").write_text(" ".join(words)[:700])
     environment = os.environ | {
         "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the cores to the other process
         "TRAINWELL_CACHE_DIR": str(tmp_path / "cache"),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }

@@ -39,24 +39,18 @@ def _variable(key: Key) -> str:
 
 def _parameter(key: Key) -> inspect.Parameter:
     section, _, _ = key.name.rpartition(".")
-    switch = key.kind == "flag" and not key.choices
-    kind: Any = dict[str, str] | None if key.kind == "mapping" else bool | None if switch else str | None
+    kind: Any = dict[str, str] | None if key.kind == "mapping" else str | None
     default = "" if key.default is None or key.name == "name" else f" Default: {_shown(key.default)}."
     parameter = Parameter(
         name=_spellings(key),
         help=key.help + default,
         group=Group(f"Configuration: {section}" if section else "Configuration", sort_key=(2, section)),
         show_default=False,
-        negative=f"--{_section_dash(section)}no-{key.name.split('.')[-1].replace('_', '-')}" if switch else (),
         allow_leading_hyphen=True,
     )
     return inspect.Parameter(
         _variable(key), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, parameter]
     )
-
-
-def _section_dash(section: str) -> str:
-    return f"{section}." if section else ""
 
 
 def _spellings(key: Key) -> tuple[str, ...]:
@@ -65,10 +59,6 @@ def _spellings(key: Key) -> tuple[str, ...]:
 
 
 def _shown(value: object) -> str:
-    return (
-        " ".join(map(str, value))
-        if isinstance(value, list | tuple)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

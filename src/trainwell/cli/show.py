@@ -107,7 +107,10 @@ def _plan(config: RunConfig) -> tuple[Plan, str]:
     try:
         return resolve(config, prepare(config.data).info), ""
     except DataError as error:
-        return resolve(config), str(error)
+        try:
+            return resolve(config), str(error)
+        except ConfigError:  # a length in epochs: without the text there is nothing to count, so say how to get it
+            raise error from None
 
 
 def _show_code(config: RunConfig, run: Path | None) -> None:

@@ -25,6 +25,9 @@ _RULES = [
 ]
 
 
+_UNICODE_BREAKS = set("\x85\u2028\u2029")
+
+
 class _Loader(yaml.SafeLoader):
     """Reads plain data only."""
 
@@ -60,6 +63,15 @@ def _read_int(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _read_int)
+
+
+def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Text with a line break that only Unicode knows must be escaped: read back plain, it would be a space."""
+    style = '"' if _UNICODE_BREAKS & set(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _write_text)
 
 
 def parse_yaml(text: str) -> object:
