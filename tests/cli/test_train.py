@@ -65,20 +65,16 @@ def without_last_steps(run: Path) -> None:
             shutil.rmtree(run / "checkpoints" / f"step-{step}")
 
 
-def test_a_run_continues_by_its_name_and_by_the_command_that_started_it(
-    command: Command, finished: Path, tiny_flags: Flags
-) -> None:
+def test_a_run_continues_by_its_name_to_the_same_end(command: Command, finished: Path) -> None:
     end = (finished / "checkpoints" / "step-12" / "tensors.safetensors").read_bytes()
     losses = [row["train/loss"] for row in MetricsFile(finished / "metrics.jsonl").read().train]
-    started = ["train", "demo", "--run", str(finished), *tiny_flags(data__path="text.txt")]
-    for tokens in (["train", str(finished)], started):
-        without_last_steps(finished)
-        said = command(*tokens)
-        assert said.code == 0
-        assert "continuing runs/tiny from step 8 of 12" in said.out
-        assert (finished / "checkpoints" / "step-12" / "tensors.safetensors").read_bytes() == end
-        assert [row["train/loss"] for row in MetricsFile(finished / "metrics.jsonl").read().train] == losses
-    assert sorted(path.name for path in (finished / "attempts").iterdir()) == ["001.jsonl", "002.jsonl"]
+    without_last_steps(finished)
+    said = command("train", str(finished))
+    assert said.code == 0
+    assert "continuing runs/tiny from step 8 of 12" in said.out
+    assert (finished / "checkpoints" / "step-12" / "tensors.safetensors").read_bytes() == end
+    assert [row["train/loss"] for row in MetricsFile(finished / "metrics.jsonl").read().train] == losses
+    assert [path.name for path in (finished / "attempts").iterdir()] == ["001.jsonl"]
 
 
 def test_a_step_is_branched_from_into_a_folder_of_its_own(command: Command, finished: Path) -> None:
@@ -132,9 +128,11 @@ def test_a_busy_run_is_refused_naming_the_process(refused_late: Refused, finishe
     assert f"runs/tiny is in use by process {os.getpid()} on " in said
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(command: Command, finished: Path) -> None:
+def test_the_command_that_started_a_run_continues_it_passing_over_a_damaged_checkpoint(
+    command: Command, finished: Path, tiny_flags: Flags
+) -> None:
     (finished / "checkpoints" / "step-12" / "tensors.safetensors").write_bytes(b"gone")
-    said = command("train", str(finished))
+    said = command("train", "demo", "--run", str(finished), *tiny_flags(data__path="text.txt"))
     assert said.code == 0
     assert "passed over runs/tiny/checkpoints/step-12: tensors.safetensors has 4 bytes instead of" in said.out
     assert "continuing runs/tiny from step 8 of 12" in said.out

@@ -148,7 +148,8 @@ def _locate(name: str, cache: Path | None, *, fetch: bool) -> Path:
     looked = " and ".join(str(folder) for folder in folders)
     raise DataError(
         f"data.corpus: {name} is not on this machine (looked for {published.filename} in {looked}). "
-        "Allow the download with TRAINWELL_DOWNLOAD=1, or set TRAINWELL_DATA_DIR to the folder that holds the file."
+        "Allow the download with TRAINWELL_DOWNLOAD=1 (train takes --download too), or set TRAINWELL_DATA_DIR to the "
+        "folder that holds the file."
     )
 
 
