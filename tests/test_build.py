@@ -1,5 +1,6 @@
 """From a configuration and given parts to a run: every form of override, and what is said when parts do not fit."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from trainwell.build import build, open_run
 from trainwell.config.load import load
 from trainwell.data.batches import from_loader
 from trainwell.errors import ConfigError, DataError, StorageError
-from trainwell.fit import steps
+from trainwell.fit import fit, steps
 from trainwell.model.loss import token_loss
 from trainwell.optim.together import Together
 from trainwell.planning.model_size import count_parameters
@@ -407,3 +408,24 @@ def test_a_loader_has_lost_no_batch_to_the_timing(build_tiny: Build) -> None:
 
 def test_the_trainer_of_a_run_is_the_public_one(build_tiny: Build) -> None:
     assert isinstance(build_tiny().trainer, Trainer)
+
+
+def test_a_run_whose_text_is_gone_still_generates_but_has_nothing_to_evaluate_on(
+    build_tiny: Callable[..., Run], text: Path
+) -> None:
+    trained = fit(build_tiny())
+    text.unlink()
+    opened = open_run(trained.run_dir.path)
+    assert opened.val is None
+    assert opened.tokenizer is not None
+    assert opened.tokenizer.decode(opened.tokenizer.encode("tide").tolist()) == "tide"
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(tensor, opened.model.state_dict()[name])
+
+
+def test_weights_to_start_from_are_not_needed_to_continue(build_tiny: Callable[..., Run], own_folders: Path) -> None:
+    source = fit(build_tiny(run_dir="runs/source"))
+    first = build_tiny(run_dir="runs/next", init_from="runs/source")
+    fit(first)
+    shutil.rmtree(source.run_dir.path)
+    assert build_tiny(run_dir="runs/next", init_from="runs/source").num_steps == first.num_steps

@@ -380,3 +380,38 @@ def test_the_tokenizer_is_saved_with_the_run(build_tiny: Build, own_folders: Pat
     assert run.tokenizer is not None
     assert prepare(run.config.data).tokenizer.identity == run.tokenizer.identity
     assert any("tokenizer" in path.name for path in (own_folders / "runs" / "a").iterdir())
+
+
+def test_what_is_logged_stands_in_the_step_s_line(build_tiny: Build) -> None:
+    with build_tiny() as run:
+        for result in steps(run):
+            run.log(noise=torch.tensor(0.5), phase="early" if result.step < 6 else "late")
+    rows = MetricsFile(run.run_dir.metrics_jsonl).read().train
+    assert {row["noise"] for row in rows} == {0.5}
+    assert [row["phase"] for row in rows] == ["early"] * 6 + ["late"] * 6
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"tokens": 3}, "tokens is trainwell's own"), ({"many": torch.zeros(3)}, "a tensor of 3 elements")],
+)
+def test_what_a_line_cannot_hold_is_refused(build_tiny: Build, values: dict[str, Any], said: str) -> None:
+    run = build_tiny()
+    with pytest.raises(ConfigError, match=said):
+        run.log(**values)
+
+
+def test_a_closed_run_takes_no_more_steps(build_tiny: Build) -> None:
+    with build_tiny() as run:
+        pass
+    with pytest.raises(ConfigError, match="is closed; build it again"):
+        next(steps(run))
+
+
+def test_why_it_stops_is_said_once_it_has_stopped(build_tiny: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    with build_tiny() as run:
+        for result in steps(run):
+            if result.step == 3:
+                run.stop("the lights went out")
+    assert run.trainer.step == 4
+    assert capsys.readouterr().out.count("the lights went out") == 1

@@ -10,13 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor, nn
 
+from trainwell.checkpoint.layout import saved_steps
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config import checks
 from trainwell.config.tree import RunConfig
 from trainwell.config.values import Duration
 from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, Stream, evaluation_batches
-from trainwell.errors import ConfigError
-from trainwell.given import PARTS, Data, Given, data_from, describe_custom, refuse_missing_parts
+from trainwell.errors import ConfigError, DataError
+from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts
 from trainwell.model.gpt2 import GPT2, init_gpt2, init_torch
 from trainwell.model.loss import Loss, Parts, token_loss
 from trainwell.optim.groups import describe_groups, hidden_matrices, parameter_groups
@@ -84,12 +85,17 @@ def build(
 def open_run(path: str | Path, **parts: Any) -> Run:
     """Open an existing run, `runs/demo` or `runs/demo@1200`, with its weights restored; read only, nothing is written.
 
-    `parts` are those of `build` that the run was made with.
+    `parts` are those of `build` that the run was made with. Where its text is no longer to be had, the run still
+    generates, but has nothing to train or evaluate on.
     """
     name, step = parse_target(str(path))
     if not is_run(Path(name)):
         raise ConfigError(f"{name} is not a run: there is no config.yaml in it")
-    run = build(name, **parts)
+    try:
+        run = build(name, **parts)
+    except DataError:  # the text may be gone or elsewhere; weights and tokenizer are all that generating needs
+        start = find_start(name)
+        run = assemble(start, Given(), recorded(start.config, start.run_dir))
     number = find_step(run.run_dir, "last" if step is None else step)
     load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")
     return run
@@ -139,7 +145,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     config = config.model_copy(update={"micro_batch": settings.micro_batch})
     device = torch.device(settings.device)
     model = _model(config, given, plan, device)
-    if config.init_from is not None:
+    if config.init_from is not None and not saved_steps(start.run_dir.checkpoints):
         _load_weights(model, config.init_from)
     loss = _compiled(given.loss or token_loss, model) if settings.compile else given.loss or token_loss
     batches = _batches(config, data, plan, settings)

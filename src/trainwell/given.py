@@ -4,6 +4,7 @@ Knows how parts are recorded, not how they are put together.
 """
 
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from torch import nn
 from trainwell.config.tree import RunConfig
 from trainwell.data.batches import Examples, Stream, Windows, stack
 from trainwell.data.prepare import StoreInfo, TokenStore, prepare
-from trainwell.data.tokenizer import Tokenizer
+from trainwell.data.tokenizer import Tokenizer, open_tokenizer
 from trainwell.errors import ConfigError, DataError
+from trainwell.runs.rundir import RunDir
 
 PARTS = ("model", "data", "val", "optimizer", "schedules", "loss")
 """What can be given."""
@@ -75,6 +77,24 @@ def prepared(config: RunConfig, store: TokenStore, val: Examples | None = None) 
         },
         bytes_per_token=info.val_bytes / info.val_tokens if val is None else None,
         switched_off=() if val is None else ("off, because val was given: bits per byte",),
+    )
+
+
+def recorded(config: RunConfig, run_dir: RunDir) -> Data:
+    """The data of a run as its own folder tells: counts and tokenizer, no text; DataError when that is not there."""
+    try:
+        counts = json.loads(run_dir.env_json.read_text(encoding="utf-8"))["counts"]
+        info = StoreInfo(**counts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{run_dir.env_json} does not say what the run was trained on ({error})") from error
+    return Data(
+        config=config,
+        train=Stream(()),
+        val=None,
+        info=info,
+        tokenizer=open_tokenizer(run_dir.path),
+        facts={},
+        switched_off=("off, because the text is not there: training and evaluating",),
     )
 
 

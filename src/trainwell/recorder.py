@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainwell.data.batches import Prefetch
+from trainwell.errors import ConfigError
 from trainwell.evaluate import Evaluation
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.throughput import mfu, peak_flops, tokens_per_second
@@ -17,6 +18,8 @@ from trainwell.trainer import StepResult
 
 if TYPE_CHECKING:
     from trainwell.run import Run
+
+_OWN = ("step", "tokens", "epoch", "time")
 
 
 class Recorder:
@@ -41,7 +44,12 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Add values to the line of the step that is being taken."""
+        """Add values to the line of the step that is being taken; ConfigError for a name or value it cannot hold."""
+        for name, value in values.items():
+            if name in _OWN:
+                raise ConfigError(f"log({name}=...): {name} is trainwell's own; {', '.join(_OWN)} are taken")
+            if isinstance(value, torch.Tensor) and value.numel() != 1:
+                raise ConfigError(f"log({name}=...): a tensor of {value.numel()} elements; log single numbers")
         self._logged |= values
 
     def add(self, result: StepResult) -> None:
@@ -127,4 +135,4 @@ class Recorder:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    return value.item() if isinstance(value, torch.Tensor) else value

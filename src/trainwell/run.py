@@ -122,6 +122,8 @@ class Run:
         self.store = CheckpointStore(self.run_dir.checkpoints, keep=self.config.checkpoint.keep)
         self.metrics = Recorder(self)
         self.stopped = False
+        self._why_stopped = ""
+        self._closed = False
         self._kept: dict[str, Stateful] = {}
         self._resources = ExitStack()
         self._restored = False
@@ -140,12 +142,12 @@ class Run:
         self._kept[name] = part
 
     def log(self, **values: Any) -> None:
-        """Add values to the current step's line in metrics.jsonl."""
+        """Add values (numbers, text, one-element tensors) to the current step's line in metrics.jsonl."""
         self.metrics.log(values)
 
-    def stop(self) -> None:
-        """Ask the run to save and end after the step it is in; safe to call from a signal handler."""
-        self.stopped = True
+    def stop(self, why: str = "") -> None:
+        """Ask the run to save and end after the step it is in; `why` is printed then. Safe in a signal handler."""
+        self.stopped, self._why_stopped = True, why
 
     def due(self, step: int) -> Due:
         """What is to be done after `step`: a function of the step, and of whether a stop was asked for."""
@@ -168,6 +170,8 @@ class Run:
 
     def restore(self) -> None:
         """Own the folder; take the newest checkpoint that verifies, or start afresh, and say which."""
+        if self._closed:
+            raise ConfigError(f"the run in {self.run_dir.path} is closed; build it again to continue it")
         if self._restored:
             return
         self._resources.enter_context(self.run_dir.lock())
@@ -322,6 +326,8 @@ class Run:
     def save(self) -> None:
         """Save the current state, verified, unless it is saved already."""
         step = self.trainer.step
+        if self._why_stopped:
+            self.console.message(self._why_stopped)
         if step == self._saved:
             return
         self.metrics.flush()
@@ -342,6 +348,7 @@ class Run:
 
     def close(self) -> None:
         """Write what waits, end the data thread, give the folder back; may be called again."""
+        self._closed = True
         self.metrics.flush(check=False)
         self.console.close()
         if isinstance(self.batches, Prefetch):

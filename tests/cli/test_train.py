@@ -249,3 +249,12 @@ def test_the_yaml_that_show_prints_trains_the_same_run(command: Command, tiny_fl
     by_flags = command("train", "demo", "--dry-run", *tiny_flags(seed="4"))
     assert by_file.code == 0
     assert by_file.out == by_flags.out
+
+
+def test_a_dry_run_of_a_duration_in_minutes_says_that_its_steps_are_measured(
+    command: Command, tiny_flags: Flags, own_folders: Path
+) -> None:
+    said = command("train", "demo", "--dry-run", *tiny_flags(duration="5 minutes"))
+    assert said.code == 0
+    assert "duration: 5 minutes is a time" in said.out
+    assert not (own_folders / "runs").exists()

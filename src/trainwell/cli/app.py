@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from trainwell.cli import parts
 from trainwell.errors import TrainwellError
@@ -17,7 +17,9 @@ VERBS = {
 }
 _EPILOGUE = (
     "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one "
-    "(runs/demo@1200, @best, @last)."
+    "(runs/demo@1200, @best, @last). Exit codes: 0 done, 2 bad usage or configuration, 65 bad data, 70 diverged, "
+    "71 out of memory, 73 run folder busy, 74 storage, 75 stopped on a signal and resumable, "
+    "3 an error of trainwell's own."
 )
 
 
@@ -50,6 +52,9 @@ def main(tokens: Sequence[str] | None = None, given: Mapping[str, Any] | None = 
 
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; messages go to stderr."""
+    # Where another process wants the same cores, threads that wait by spinning make a step ten times slower; where
+    # nobody does, waiting asleep costs nothing that can be measured.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()(sys.argv[1:] if tokens is None else tokens, exit_on_error=False, print_error=False)
     except TrainwellError as error:
@@ -78,5 +83,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def _in_our_words(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        unused = ", ".join(map(repr, error.unused_tokens or ()))
+        return (
+            f"{unused} is more than was asked for: one TARGET, and one value after each flag; quote values with spaces"
+        )
     text = " ".join(str(error).split())
     return f"{text[:1].lower()}{text[1:]} (see trainwell --help)"

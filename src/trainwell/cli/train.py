@@ -48,8 +48,7 @@ def train(
 ) -> None:
     """Train TARGET: start a recipe or config file, continue a run, or branch from a step of one into --run NEW.
 
-    Every key of the configuration is a flag. Exit codes: 0 done, 2 bad usage or configuration, 65 bad data,
-    70 diverged, 71 out of memory, 73 run folder busy, 74 storage, 75 stopped on a signal and resumable.
+    Every key of the configuration is a flag.
     """
     given = parts.current()
     start = find_start(target, file=config, flags=flags, run=run, data=given.get("data"))
@@ -74,7 +73,11 @@ def _checked_data(start: Start, *, download: bool) -> TokenStore:
 def _print_summary(start: Start, store: TokenStore | None) -> None:
     if store is None:
         raise ConfigError("--dry-run counts configured data; this script gives its own")
-    plan = resolve(start.config, store.info)
+    try:
+        plan = resolve(start.config, store.info)
+    except NeedsTimingError as error:
+        sys.stdout.write(f"{error}\n")
+        return
     assert plan.vocab_size is not None, "prepared data has a vocabulary"
     parameters = count_parameters(start.config.model, plan.vocab_size, plan.seq_len)
     lines = [*summary(plan, parameters.total), f"folder: {start.run_dir.path} (nothing was written)"]
@@ -114,13 +117,15 @@ def _memory_advice(start: Start, error: Exception) -> str:
 
 @contextmanager
 def _stopping_on_signals(run: "Run") -> Iterator[None]:
-    """A first SIGINT or SIGTERM lets the step finish and saves; a second one ends at once."""
+    """A first SIGINT or SIGTERM lets the step finish and saves; a second one ends at once.
+
+    The handler only sets a flag: printing from it could meet a print that it interrupted.
+    """
 
     def stop(number: int, _frame: object) -> None:
         if run.stopped:
             raise KeyboardInterrupt
-        run.stop()
-        run.console.message(f"{signal.Signals(number).name}: finishing this step and saving; once more to end at once")
+        run.stop(f"{signal.Signals(number).name}: the step is finished and will be saved")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
