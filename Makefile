@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/trainwell train demo
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses 2
 	$(BIN)/pytest -m slow
 
 check: $(READY)

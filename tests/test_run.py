@@ -406,12 +406,3 @@ def test_a_closed_run_takes_no_more_steps(build_tiny: Build) -> None:
         pass
     with pytest.raises(ConfigError, match="is closed; build it again"):
         next(steps(run))
-
-
-def test_why_it_stops_is_said_once_it_has_stopped(build_tiny: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    with build_tiny() as run:
-        for result in steps(run):
-            if result.step == 3:
-                run.stop("the lights went out")
-    assert run.trainer.step == 4
-    assert capsys.readouterr().out.count("the lights went out") == 1

@@ -122,7 +122,6 @@ class Run:
         self.store = CheckpointStore(self.run_dir.checkpoints, keep=self.config.checkpoint.keep)
         self.metrics = Recorder(self)
         self.stopped = False
-        self._why_stopped = ""
         self._closed = False
         self._kept: dict[str, Stateful] = {}
         self._resources = ExitStack()
@@ -145,9 +144,9 @@ class Run:
         """Add values (numbers, text, one-element tensors) to the current step's line in metrics.jsonl."""
         self.metrics.log(values)
 
-    def stop(self, why: str = "") -> None:
-        """Ask the run to save and end after the step it is in; `why` is printed then. Safe in a signal handler."""
-        self.stopped, self._why_stopped = True, why
+    def stop(self) -> None:
+        """Ask the run to save and end after the step it is in; safe to call from a signal handler."""
+        self.stopped = True
 
     def due(self, step: int) -> Due:
         """What is to be done after `step`: a function of the step, and of whether a stop was asked for."""
@@ -326,8 +325,6 @@ class Run:
     def save(self) -> None:
         """Save the current state, verified, unless it is saved already."""
         step = self.trainer.step
-        if self._why_stopped:
-            self.console.message(self._why_stopped)
         if step == self._saved:
             return
         self.metrics.flush()

@@ -3,6 +3,7 @@
 Torch is imported once nothing else can be wrong.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -119,13 +120,15 @@ def _memory_advice(start: Start, error: Exception) -> str:
 def _stopping_on_signals(run: "Run") -> Iterator[None]:
     """A first SIGINT or SIGTERM lets the step finish and saves; a second one ends at once.
 
-    The handler only sets a flag: printing from it could meet a print that it interrupted.
+    The handler sets a flag and writes past Python's buffers: a print could meet the print that it interrupted.
     """
 
     def stop(number: int, _frame: object) -> None:
         if run.stopped:
             raise KeyboardInterrupt
-        run.stop(f"{signal.Signals(number).name}: the step is finished and will be saved")
+        run.stop()
+        said = f"{signal.Signals(number).name}: finishing this step and saving; once more to end at once\n"
+        os.write(sys.stderr.fileno(), said.encode())
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
