@@ -129,7 +129,7 @@ def _joint_table(plan: Plan) -> Table:
 def _facts() -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style=_FAINT, no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")  # a cut path is no path, and the mark of the cut is not ASCII
     return table
 
 
