@@ -104,8 +104,3 @@ def test_a_step_shows_its_rate_with_the_formula_its_batch_and_what_was_recorded(
     assert "examples 640 to 655" in text
     assert "81,920 tokens" in text
     assert "grad_norm" in text
-
-
-def test_a_path_too_long_for_the_screen_is_folded_not_cut(make_run: Maker) -> None:
-    raw = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    Console(file=raw, width=30).print(show_run(load_run(make_run())))
