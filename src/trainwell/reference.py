@@ -16,10 +16,10 @@ from torch.nn import functional
 # --- settings ---
 NAME = "demo"
 CORPUS, TOKENIZER, VAL_FRACTION = "python-docs", "bytes", 0.1  # or a file of UTF-8 text; "chars"
-SEED, NUM_STEPS, BATCH, MICRO_BATCH = 1337, 1600, 8, 8
+SEED, NUM_STEPS, BATCH, MICRO_BATCH = 1337, 1500, 8, 8
 SEQ_LEN, STRIDE, SHUFFLED = 128, 128, True
 LAYERS, HEADS, WIDTH, QKV_BIAS, TIE_HEAD, PAD_VOCAB_TO = 3, 4, 128, True, True, None
-PEAK, MIN_LR, WARMUP, HORIZON, DIALECT = 0.003, 0.0003, 80, 1600, None  # or "nanogpt", "build-nanogpt"
+PEAK, MIN_LR, WARMUP, HORIZON, DIALECT = 0.003, 0.0003, 75, 1500, None  # or "nanogpt", "build-nanogpt"
 BETAS, EPS, WEIGHT_DECAY, MAX_GRAD_NORM, CLIP_FROM = (0.9, 0.95), 1e-08, 0.1, 1.0, 0
 # --- end of settings ---
 
