@@ -429,3 +429,9 @@ def test_weights_to_start_from_are_not_needed_to_continue(build_tiny: Callable[.
     fit(first)
     shutil.rmtree(source.run_dir.path)
     assert build_tiny(run_dir="runs/next", init_from="runs/source").num_steps == first.num_steps
+
+
+def test_a_run_opens_with_other_keys_than_it_was_trained_with(build_tiny: Callable[..., Run]) -> None:
+    trained = fit(build_tiny())
+    assert open_run(trained.run_dir.path, device="cpu").config.device == "cpu"
+    assert trained.config.device == "auto"

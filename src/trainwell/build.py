@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from trainwell.checkpoint.layout import saved_steps
 from trainwell.checkpoint.store import CheckpointStore
-from trainwell.config import checks
+from trainwell.config import checks, load
 from trainwell.config.tree import RunConfig
 from trainwell.config.values import Duration
 from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, Stream, evaluation_batches
@@ -68,15 +68,8 @@ def build(
         ConfigError: with every mistake there is, before any work.
         DataError: for data that cannot be used.
     """
-    given, flags = Given(optimizer=optimizer, schedules=schedules or {}, loss=loss), dict(overrides)
-    for name, value in (("model", model), ("data", data)):
-        if isinstance(value, Mapping):
-            flags[name] = value
-        elif value is not None:
-            given = replace(given, **{name: value})
-    given = replace(given, val=val)
-    if extra is not None:
-        flags["extra"] = extra
+    given = Given(model=model, data=data, val=val, optimizer=optimizer, schedules=schedules or {}, loss=loss)
+    given, flags = _parts_and_keys(given, overrides if extra is None else {**overrides, "extra": extra})
     folder = None if run_dir is None else Path(run_dir)
     start = find_start(target, flags=flags, run=folder, source="build(...)", data=given.data)
     return assemble(start, given)
@@ -85,20 +78,33 @@ def build(
 def open_run(path: str | Path, **parts: Any) -> Run:
     """Open an existing run, `runs/demo` or `runs/demo@1200`, with its weights restored; read only, nothing is written.
 
-    `parts` are those of `build` that the run was made with. Where its text is no longer to be had, the run still
-    generates, but has nothing to train or evaluate on.
+    `parts` are those of `build` that the run was made with, and keys to be different, `device="cpu"`.
+    Where its text is no longer to be had, the run still generates, but has nothing to train or evaluate on.
     """
     name, step = parse_target(str(path))
     if not is_run(Path(name)):
         raise ConfigError(f"{name} is not a run: there is no config.yaml in it")
+    run_dir = RunDir(Path(name))
+    names = [field.name for field in fields(Given)]
+    given = Given(**{part: value for part, value in parts.items() if part in names})
+    given, flags = _parts_and_keys(given, {key: value for key, value in parts.items() if key not in names})
+    start = Start(load.load(file=run_dir.config_yaml, flags=flags, source="open_run(...)"), run_dir)
     try:
-        run = build(name, **parts)
+        run = assemble(start, given)
     except DataError:  # the text may be gone or elsewhere; weights and tokenizer are all that generating needs
-        start = find_start(name)
-        run = assemble(start, Given(), recorded(start.config, start.run_dir))
+        if given.data is not None:
+            raise
+        run = assemble(start, given, recorded(start.config, run_dir))
     number = find_step(run.run_dir, "last" if step is None else step)
     load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")
     return run
+
+
+def _parts_and_keys(given: Given, keys: Mapping[str, Any]) -> tuple[Given, dict[str, Any]]:
+    """Tell parts from keys: a model or data given as a dict is a section of the configuration."""
+    sections = {name: getattr(given, name) for name in ("model", "data") if isinstance(getattr(given, name), Mapping)}
+    nothing: dict[str, Any] = dict.fromkeys(sections)
+    return replace(given, **nothing), {**keys, **sections}
 
 
 def assemble(start: Start, given: Given, data: Data | None = None) -> Run:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 from torch import nn
 
-from trainwell.checkpoint.layout import saved_steps, write_synced
+from trainwell.checkpoint.layout import write_synced
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
 from trainwell.config.tree import RunConfig
@@ -26,6 +26,7 @@ from trainwell.generate import generate
 from trainwell.model.loss import Loss
 from trainwell.planning.bands import Band, band_line
 from trainwell.planning.resolve import Plan
+from trainwell.planning.target import best_evaluation
 from trainwell.recorder import Recorder
 from trainwell.runs.console import Console, short_time
 from trainwell.runs.metrics import MetricsFile
@@ -190,7 +191,7 @@ class Run:
             )
         MetricsFile(self.run_dir.metrics_jsonl).rewind(self.trainer.step, self.run_dir.attempts)
         self._describe()
-        self._best = self._best_so_far()
+        self._best = best_evaluation(self.run_dir)
         self.metrics.begin()
 
     def _load(self, store: CheckpointStore, step: int, *, same_data: bool = True) -> None:
@@ -334,14 +335,6 @@ class Run:
         self.store.save(step, state, {"data": self.facts, "tokens": self.plan.batch.tokens_before(step)}, protected)
         self._saved = step
         self.metrics.pause()
-
-    def _best_so_far(self) -> tuple[float, int] | None:
-        saved = set(saved_steps(self.run_dir.checkpoints))
-        rows = MetricsFile(self.run_dir.metrics_jsonl).read().val
-        found = [
-            (row["val/loss"], row["step"]) for row in rows if row["step"] in saved and math.isfinite(row["val/loss"])
-        ]
-        return min(found, default=None)
 
     def close(self) -> None:
         """Write what waits, end the data thread, give the folder back; may be called again."""

@@ -5,6 +5,7 @@ A name is looked up as a path, a run, a recipe, in this order.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,18 @@ def find_step(run: RunDir, step: Step) -> int:
     if step == "last":
         return saved[-1]
     if step == "best":
-        return best_step(run, saved)
+        best = best_evaluation(run)
+        return saved[-1] if best is None else best[1]
     if step not in saved:
         raise ConfigError(f"{run.path} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")
     return step
 
 
-def best_step(run: RunDir, saved: list[int]) -> int:
-    """Of the saved steps, the one with the lowest validation loss; the last where none was evaluated."""
-    losses = {row["step"]: row["val/loss"] for row in MetricsFile(run.metrics_jsonl).read().val}
-    evaluated = [step for step in saved if step in losses]
-    return min(evaluated, key=lambda step: (losses[step], step)) if evaluated else saved[-1]
+def best_evaluation(run: RunDir) -> tuple[float, int] | None:
+    """The lowest finite validation loss among the saved steps, and its step; None where no saved step has one."""
+    saved = set(saved_steps(run.checkpoints))
+    losses = [(row["val/loss"], row["step"]) for row in MetricsFile(run.metrics_jsonl).read().val]
+    return min((found for found in losses if found[1] in saved and isfinite(found[0])), default=None)
 
 
 def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path | None) -> Start:
