@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainwell.build import build, open_run
 from trainwell.config.load import load
-from trainwell.data.batches import from_loader
+from trainwell.data.batches import Batches, from_loader
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.fit import fit, steps
 from trainwell.model.loss import token_loss
@@ -435,3 +435,38 @@ def test_a_run_opens_with_other_keys_than_it_was_trained_with(build_tiny: Callab
     trained = fit(build_tiny())
     assert open_run(trained.run_dir.path, device="cpu").config.device == "cpu"
     assert trained.config.device == "auto"
+
+
+RAMP: dict[str, Any] = {"from_tokens": 32, "over": "600 tokens"}
+"""From 2 to 8 sequences of 16 tokens."""
+
+
+def test_a_ramp_grows_by_the_first_starts_micro_batch_and_keeps_doing_so(build_tiny: Build, advance: Any) -> None:
+    run = build_tiny(run_dir="runs/a", batch_size=8, micro_batch="auto", device="cpu", batch_ramp=RAMP)
+    assert run.config.batch_ramp.multiple_of == 2  # of a micro-batch of 8, what fits a start of 2
+    sizes = [run.plan.batch.size(step) for step in range(12)]
+    assert sizes[0] == 2
+    assert sizes[-1] == 8
+    advance(run, 5)
+    again = build_tiny(run_dir="runs/a", batch_size=8, micro_batch="auto", device="cpu", batch_ramp=RAMP)
+    assert [again.plan.batch.size(step) for step in range(12)] == sizes
+
+
+def range_of(count: int) -> list[tuple[list[int], list[int]]]:
+    return [([number], [number]) for number in range(count)]
+
+
+def test_a_ramp_sees_every_window_once_an_epoch(build_tiny: Build) -> None:
+    run = build_tiny(batch_size=8, micro_batch=4, batch_ramp=RAMP, duration="3 epochs")
+    count = run.plan.num_windows
+    source = Batches(range_of(count), run.plan.batch, micro_batch=4, seed=1337, device=torch.device("cpu"))
+    seen = [int(index) for step in range(run.num_steps) for index in source.indices(step)]
+    assert len(seen) >= 3 * count
+    for epoch in range(3):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_a_ramp_cannot_cut_a_loaders_batches() -> None:
+    rows = torch.zeros(8, 4, dtype=torch.int64)
+    with pytest.raises(ConfigError, match=r"batch_ramp.from_tokens: 128, but from_loader's batches are as they come"):
+        build("demo", data=from_loader([(rows, rows)]), batch_ramp={"from_tokens": 128, "over": "600 tokens"})

@@ -117,7 +117,16 @@ def until(run: Run, step: int) -> StepResult:
     raise AssertionError(f"the run ended before step {step}")
 
 
-@pytest.mark.parametrize("keys", [{}, {"optim": {"name": "muon"}}, {"precision": "bf16", "kernels": "reference"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"optim": {"name": "muon"}},
+        {"precision": "bf16", "kernels": "reference"},
+        {"batch_size": 8, "batch_ramp": {"from_tokens": 32, "over": "2000 tokens", "lr_scaling": "sqrt"}},
+        {"schedule": {"final_weight_decay": 0.0, "initial_momentum": 0.5, "warmup": 6}},
+    ],
+)
 def test_stopping_at_any_steps_is_bitwise_never_having_stopped(
     build_tiny: Build, bits_of: BitsOf, keys: dict[str, Any]
 ) -> None:

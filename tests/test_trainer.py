@@ -263,6 +263,18 @@ def test_any_key_of_a_group_can_be_scheduled(gpt2_of: Make) -> None:
         assert trainer.optimizer.param_groups[0]["momentum"] == 0.8 + result.step / 100
 
 
+@pytest.mark.parametrize("optimizer", [plain_adamw, fused_adamw])
+def test_a_scheduled_momentum_is_the_first_beta_of_adam(gpt2_of: Make, optimizer: Optimizer) -> None:
+    schedules = {"lr": warmed_up, "momentum": lambda step: 0.5 + step / 10}
+    trainer, plain = (
+        trainer_of(gpt2_of(), drawn(2), schedules=each, optimizer=optimizer) for each in (schedules, {"lr": warmed_up})
+    )
+    for result in trainer.steps(until=2):
+        assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.5 + result.step / 10, 0.95)}
+    list(plain.steps(until=2))
+    assert not torch.equal(next(trainer.model.parameters()), next(plain.model.parameters()))
+
+
 def test_a_group_with_a_scale_has_its_share_of_the_rate(gpt2_of: Make) -> None:
     def embedding_at_ten(model: nn.Module) -> Any:
         embedding, *rest = model.parameters()

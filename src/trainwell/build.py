@@ -113,6 +113,11 @@ def assemble(start: Start, given: Given, data: Data | None = None) -> Run:
     data = data or data_from(start.config, given)
     config, asked = data.config, str(data.config.duration)
     problems = [] if given.data is not None else checks.training_problems(config)
+    if isinstance(data.train, Stream) and config.batch_ramp.from_tokens is not None:
+        problems.append(
+            f"batch_ramp.from_tokens: {config.batch_ramp.from_tokens}, but from_loader's batches are as they come; "
+            "give examples with len(d) and d[i], or batch_ramp.from_tokens null"
+        )
     if problems:
         raise checks.error(problems)
     try:
@@ -149,6 +154,10 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     config, notes = plan.config, list[str]()
     settings = decide(config, plan, recorded_settings(start.run_dir), notes.append)
     config = config.model_copy(update={"micro_batch": settings.micro_batch})
+    if plan.batch.ramp is not None and config.batch_ramp.multiple_of is None:  # from here on it is this run's own
+        ramp = config.batch_ramp.model_copy(update={"multiple_of": checks.ramp_multiple(config)})
+        config = config.model_copy(update={"batch_ramp": ramp})
+        plan = resolve(config, data.info)
     device = torch.device(settings.device)
     model = _model(config, given, plan, device)
     if config.init_from is not None and not saved_steps(start.run_dir.checkpoints):
@@ -321,7 +330,7 @@ def _validation(
         return None
     return lambda: evaluation_batches(
         examples,
-        batch_size=plan.batch.size(0),
+        batch_size=plan.batch.batch_size,
         micro_batch=settings.micro_batch,
         batches=config.eval.batches,
         device=torch.device(settings.device),

@@ -271,8 +271,9 @@ class Run:
             begin = time.perf_counter()
             evaluate(self.model, lambda: [first], self.loss, autocast=self.settings.autocast)
             seconds = min(seconds, time.perf_counter() - begin)
-        micro_batches = math.ceil(self.plan.batch.size(self.trainer.step) / self.settings.micro_batch)
-        left = (self.num_steps - self.trainer.step) * micro_batches * seconds * _BACKWARD_AND_UPDATE
+        before = self.plan.batch.examples_before
+        micro_batches = (before(self.num_steps) - before(self.trainer.step)) / self.settings.micro_batch
+        left = micro_batches * seconds * _BACKWARD_AND_UPDATE
         self.console.message(f"about {short_time(left)} to go, judged by one forward pass")
 
     def evaluate(self) -> Evaluation:

@@ -186,7 +186,7 @@ def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any])
 
 def _micro_batch(config: RunConfig, plan: Plan, device: str) -> int:
     """The configured one; or an estimate: the largest power of two whose activations fit half of the free memory."""
-    largest = max(plan.batch.size(0), 1)
+    largest = max(plan.batch.batch_size, 1)
     if config.micro_batch != "auto":
         return min(config.micro_batch, largest)
     vocab_size = plan.vocab_size or 50304

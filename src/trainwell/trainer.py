@@ -43,7 +43,8 @@ class Trainer:
         optimizer: anything with param_groups, step, zero_grad, state_dict, load_state_dict.
         batches: the global batch as a function of the step.
         schedules: values of param-group keys as functions of the step; each is multiplied by the group's `<key>_scale`.
-            A schedule of `weight_decay` leaves groups without decay as they are.
+            A schedule of `weight_decay` leaves groups without decay as they are; one of `momentum` is Adam's first beta
+            where a group has betas.
         loss: the sum over a micro-batch's targets.
         max_grad_norm: clip to this global L2 norm, from step `clip_from` on; None never clips.
         seed: dropout is seeded by (seed, step, first row of the micro-batch); None leaves the global generator alone.
@@ -136,8 +137,11 @@ class Trainer:
 
     def _set(self, key: str, value: float) -> None:
         for index, group in enumerate(self.optimizer.param_groups):
-            if key != "weight_decay" or index in self._decayed:
-                group[key] = value * group.get(f"{key}_scale", 1.0)
+            scaled = value * group.get(f"{key}_scale", 1.0)
+            if key == "momentum" and "betas" in group:
+                group["betas"] = (scaled, *group["betas"][1:])
+            elif key != "weight_decay" or index in self._decayed:
+                group[key] = scaled
 
     def state_dict(self) -> dict[str, Any]:
         """What steps change: weights, optimizer, counters. Randomness and data are functions of the step."""

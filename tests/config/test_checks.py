@@ -46,6 +46,40 @@ schedule: {warmup: 10%, min_lr: 10%}
         ({"schedule.warmup_shape": "exponential"}, "give a schedule.initial_lr above 0"),
         ({"schedule.initial_lr": "1%", "schedule.warmup": 1}, "schedule.initial_lr: 1% cannot rise to the peak"),
         ({"schedule.dialect": "nanogpt", "schedule.decay": "wsd"}, "schedule.decay: wsd has no effect"),
+        (
+            {"schedule.dialect": "nanogpt", "schedule.warmup_shape": "exponential"},
+            "warmup_shape: exponential has no effect",
+        ),
+        ({"schedule.reach_min": True}, "schedule.reach_min: true has no effect, because trainwell's own schedule"),
+        (
+            {"schedule.initial_momentum": 0.8, "optim.name": "muon"},
+            "schedule.initial_momentum: 0.8 is for adamw, and optim.name is muon",
+        ),
+        (
+            {"batch_ramp.from_tokens": 100, "batch_ramp.over": "1M tokens"},
+            "batch_ramp.from_tokens: 100 is no start of a climb to 2048 tokens a step; give a multiple of data.seq_len",
+        ),
+        (
+            {"batch_ramp.from_tokens": 2048, "batch_ramp.over": "1M tokens"},
+            "2048 is no start of a climb to 2048 tokens a step; give a multiple of data.seq_len 128 below that",
+        ),
+        (
+            {"batch_ramp.from_tokens": 1024},
+            'batch_ramp.over: it is null; say how long the climb takes, such as "4B tokens"',
+        ),
+        (
+            {"batch_ramp.from_tokens": 1024, "batch_ramp.over": 500},
+            "batch_ramp.over: 500 steps is no length of a climb; give tokens",
+        ),
+        (
+            {"batch_ramp.from_tokens": 1024, "batch_ramp.over": "1M tokens", "batch_ramp.multiple_of": 3},
+            "batch_ramp.multiple_of: 3 does not fit a climb from 8 to 16 sequences; it must divide the second and "
+            "be at most the first: give 8, or a divisor of it",
+        ),
+        (
+            {"batch_ramp.from_tokens": 1024, "batch_ramp.over": "1M tokens", "batch_ramp.multiple_of": 16},
+            "batch_ramp.multiple_of: 16 does not fit a climb from 8 to 16",
+        ),
         ({"sample.prompt": ""}, "sample.prompt: '' gives the model nothing to continue"),
         ({"name": "a/b"}, "name: 'a/b' cannot name the run's folder"),
         ({"name": ".."}, "name: '..' cannot name the run's folder"),

@@ -48,7 +48,7 @@ class Numbered:
 
 
 def batches_of(count: int, size: int, micro_batch: int, seed: int = 7, **how: Any) -> Batches:
-    plan = BatchPlan(batch_size=size, seq_len=3, num_steps=10**6)
+    plan = BatchPlan(batch_size=size, seq_len=3)
     return Batches(Numbered(count), plan, micro_batch=micro_batch, seed=seed, device=CPU, **how)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainwell.optim.batch_plan import BatchPlan
-from trainwell.optim.schedule import DecayShape, Schedule, by_tokens, own
+from trainwell.optim.schedule import DecayShape, Schedule, as_torch, by_tokens, join, own
 
 SHAPES = get_args(DecayShape)
 
@@ -126,6 +126,41 @@ def test_numbers_that_no_schedule_has_are_refused(wrong: dict[str, object], word
 
 
 def test_a_schedule_over_tokens_asks_for_the_tokens_before_the_step() -> None:
-    schedule = by_tokens(lambda tokens: tokens / 1e6, BatchPlan(batch_size=512, seq_len=1024, num_steps=10))
+    schedule = by_tokens(lambda tokens: tokens / 1e6, BatchPlan(batch_size=512, seq_len=1024))
     assert schedule(0) == 0
     assert schedule(3) == 3 * 524288 / 1e6
+
+
+def test_joined_schedules_each_count_their_own_steps() -> None:
+    schedule = join([lambda step: 10 + step, lambda step: 20 + step, lambda step: 30 + step], [3, 5])
+    assert [schedule(step) for step in range(7)] == [10, 11, 12, 20, 21, 30, 31]
+
+
+@pytest.mark.parametrize("boundaries", [[], [3, 3], [5, 3], [0, 3], [1, 2, 3]])
+def test_boundaries_that_do_not_fit_are_refused(boundaries: list[int]) -> None:
+    with pytest.raises(ValueError, match="do not join; give 2 steps in rising order above 0"):
+        join([lambda step: 0.0] * 3, boundaries)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_a_schedule_drives_a_loop_of_ones_own_as_torchs_lambda_lr() -> None:
+    import torch
+
+    weights = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    groups: list[dict[str, object]] = [{"params": weights[:1]}, {"params": weights[1:], "lr_scale": 10.0}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-4)
+    schedule = own(1e-3, 5, 20)
+    scheduler = as_torch(schedule, optimizer)
+    for step in range(25):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([schedule(step), 10 * schedule(step)], rel=1e-15)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_an_optimizer_made_with_rate_0_cannot_be_scaled() -> None:
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+    with pytest.raises(ValueError, match="lr 0, which LambdaLR cannot scale"):
+        as_torch(own(1e-3, 5, 20), optimizer)

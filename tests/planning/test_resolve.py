@@ -161,6 +161,116 @@ def test_the_rate_is_exactly_the_share_of_the_peak(plan_of: Any) -> None:
     assert Fraction(str(plan.lr(plan.num_steps))) == Fraction("0.0003")
 
 
+RAMP: dict[str, object] = {"batch_ramp.from_tokens": 512, "batch_ramp.over": "65536 tokens", "micro_batch": 4}
+"""From 4 to 16 sequences of 128."""
+
+
+def test_a_ramp_counts_steps_tokens_and_epochs(plan_of: Any) -> None:
+    plan = plan_of("demo", RAMP | {"duration": "1 epochs"}, tokens=TOKENS)
+    assert (plan.batch.size(0), plan.batch.size(plan.num_steps)) == (4, 16)
+    assert plan.batch.examples_before(plan.num_steps - 1) < EPOCH <= plan.batch.examples_before(plan.num_steps)
+    half = plan_of("demo", RAMP | {"duration": "64000 tokens"})
+    assert half.batch.tokens_before(half.num_steps) <= 64_000 < half.batch.tokens_before(half.num_steps + 1)
+    assert half.num_steps > 64_000 // 2048
+
+
+def test_a_ramp_over_epochs_is_one_over_their_tokens(plan_of: Any) -> None:
+    by_epochs = plan_of("demo", RAMP | {"batch_ramp.over": "0.5 epochs"}, tokens=TOKENS)
+    assert by_epochs.batch.ramp.over == EPOCH * 128 // 2
+    with pytest.raises(ConfigError, match=r"batch_ramp.over: 0.5 epochs cannot be counted without the text"):
+        plan_of("demo", RAMP | {"batch_ramp.over": "0.5 epochs"})
+
+
+@pytest.mark.parametrize(("flags", "multiple"), [({}, 4), ({"micro_batch": "auto"}, 4), ({"micro_batch": 6}, 2)])
+def test_a_ramp_grows_by_what_fits_its_ends_and_the_micro_batch(
+    plan_of: Any, flags: dict[str, object], multiple: int
+) -> None:
+    assert plan_of("demo", RAMP | flags).batch.multiple_of == multiple
+    assert plan_of("demo", RAMP | flags | {"batch_ramp.multiple_of": 1}).batch.multiple_of == 1
+
+
+def test_a_rate_may_grow_with_the_root_of_the_batch(plan_of: Any) -> None:
+    plan = plan_of("demo", RAMP | {"batch_ramp.lr_scaling": "sqrt"})
+    assert plan.lr(0) == plan.rate(0) / 2  # a quarter of the full batch
+    assert plan.lr(500) == plan.rate(500)
+    unscaled = plan_of("demo", RAMP)
+    assert unscaled.lr is unscaled.rate
+
+
+@pytest.mark.parametrize("size", ["125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b"])
+def test_gpt3s_recipes_have_gpt3s_numbers(plan_of: Any, size: str) -> None:
+    plan = plan_of(f"gpt3-{size}")
+    peak = plan.config.optim.lr
+    assert plan.laid_out == (375_000_000, 260_000_000_000)
+    assert plan.batch.tokens_before(0) == 0
+    assert plan.batch.size(0) * plan.seq_len == 32_768
+    assert plan.lr(0) == 0
+    assert plan.lr(plan.horizon) == plan.lr(plan.num_steps - 1) == pytest.approx(peak / 10, rel=1e-15)
+    assert plan.lr(plan.warmup - 1) < peak
+    assert plan.lr(plan.warmup) == pytest.approx(peak, rel=1e-6)
+    behind = 300_000_000_000 - plan.batch.tokens_before(plan.num_steps)
+    assert 0 <= behind < plan.batch.batch_size * 2048
+
+
+def test_gpt3s_lengths_may_be_steps_shares_or_tokens(plan_of: Any) -> None:
+    flags = {"schedule.dialect": "gpt3", "duration": 1000, "schedule.horizon": 800}
+    tokens = 16 * 128
+    assert plan_of("demo", flags | {"schedule.warmup": 80}).laid_out == (80 * tokens, 800 * tokens)
+    assert plan_of("demo", flags | {"schedule.warmup": "10%"}).laid_out == (80 * tokens, 800 * tokens)
+    assert plan_of("demo", flags | {"schedule.warmup": "1000 tokens"}).laid_out == (1000, 800 * tokens)
+    assert plan_of("demo", flags | {"schedule.horizon": "50%"}).laid_out == (50 * tokens, 500 * tokens)
+    assert plan_of("demo", flags | {"schedule.horizon": None}).laid_out == (100 * tokens, 1000 * tokens)
+
+
+@pytest.mark.parametrize("dialect", ["nanogpt", "book", "llm.c-wsd", "nanochat", "gpt3", "torchtitan", "hf-linear"])
+def test_a_dialect_reaches_its_minimum_where_asked_to(plan_of: Any, dialect: str) -> None:
+    flags = {"schedule.dialect": dialect} | ({"schedule.initial_lr": "1%"} if dialect == "book" else {})
+    as_it_is, reaching = (plan_of("demo", flags | {"schedule.reach_min": reach}) for reach in (False, True))
+    end = {"nanochat": 0.05, "hf-linear": 0.0}.get(dialect, 0.1) * 3e-3
+    assert reaching.lr(1199) == pytest.approx(end, abs=1e-15)
+    assert as_it_is.lr(1199) > end
+    assert [reaching.lr(step) for step in range(120)] == [as_it_is.lr(step) for step in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"schedule.dialect": "olmo-core", "schedule.reach_min": True}, "olmo-core reaches its minimum as it is"),
+        (
+            {"schedule.dialect": "hf-inverse-sqrt", "schedule.reach_min": True},
+            "the dialect hf-inverse-sqrt is not laid out towards a minimum; leave it out",
+        ),
+        (
+            {"schedule.dialect": "nanogpt", "schedule.decay_steps": "10%"},
+            "schedule.decay_steps: 10% has no effect, because the dialect nanogpt fixes the shape",
+        ),
+        ({"schedule.dialect": "exponential"}, "the dialect exponential starts there; give one above 0"),
+        ({"schedule.dialect": "exponential", "schedule.initial_lr": 0}, "give one above 0, such as 1e-5 or 1%"),
+        ({"schedule.dialect": "flashcard-1"}, "the dialect flashcard-1 starts there; give one, such as"),
+        (
+            {"schedule.dialect": "torchtitan", "schedule.decay_steps": 1190},
+            "schedule.decay_steps: 1190 steps comes to 1190 steps; allowed are 1 to 1080",
+        ),
+        (
+            {"schedule.dialect": "nanogpt", "duration": 10, "schedule.warmup": 9, "schedule.reach_min": True},
+            "schedule.warmup: 9 steps, which is 9 steps, is not shorter than the horizon",
+        ),
+    ],
+)
+def test_what_a_dialect_cannot_take_is_refused(plan_of: Any, flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_of("demo", flags)
+    assert message in str(caught.value)
+
+
+def test_weight_decay_and_momentum_move_where_the_configuration_says_so(plan_of: Any) -> None:
+    plan = plan_of("demo", {"schedule.final_weight_decay": 0.01, "schedule.initial_momentum": 0.8})
+    decay, momentum = plan.schedules["weight_decay"], plan.schedules["momentum"]
+    assert [decay(step) for step in (0, 1199, 5000)] == pytest.approx([0.1, 0.01, 0.01], rel=1e-12)
+    assert [momentum(step) for step in (0, 60, 120, 1199)] == pytest.approx([0.8, 0.85, 0.9, 0.9])
+    assert plan_of("demo", {"schedule.warmup": 0, "schedule.initial_momentum": 0.8}).schedules["momentum"](0) == 0.9
+
+
 def test_planning_a_recipe_imports_nothing_heavy() -> None:
     code = (
         "import sys; from trainwell.config.load import load; from trainwell.planning import describe, lints, resolve;"

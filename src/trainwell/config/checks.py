@@ -5,6 +5,7 @@ machine in `build`. Every problem is one line: the key, the value, what is allow
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +21,7 @@ def problems(config: RunConfig) -> list[str]:
     return [
         *_name_problems(config),
         *_batch_problems(config),
+        *_ramp_problems(config),
         *_text_problems(config),
         *_model_problems(config),
         *_length_problems(config),
@@ -58,6 +60,15 @@ def sequences(config: RunConfig) -> int:
     return config.batch_size or (config.batch_tokens or 0) // config.data.seq_len
 
 
+def ramp_multiple(config: RunConfig) -> int:
+    """Sequences by which a ramp grows; where that is left open, what fits both ends of it and the micro-batch."""
+    given = config.batch_ramp.multiple_of
+    if given is not None:
+        return given
+    start, micro_batch = (config.batch_ramp.from_tokens or 0) // config.data.seq_len, config.micro_batch
+    return math.gcd(start, sequences(config), *([] if micro_batch == "auto" else [micro_batch]))
+
+
 def warmup_is_too_long(config: RunConfig) -> bool:
     """Say whether the warmup leaves nothing of the horizon, where that needs no counting."""
     warmup, horizon = config.schedule.warmup, config.schedule.horizon or config.duration
@@ -86,6 +97,32 @@ def _batch_problems(config: RunConfig) -> list[str]:
         near = f"{below} or {below + seq_len}" if below else f"{seq_len}"
         return [f"batch_tokens: {tokens} is not a multiple of data.seq_len {seq_len}; the nearest is {near}"]
     return []
+
+
+def _ramp_problems(config: RunConfig) -> list[str]:
+    """What keeps a ramp from climbing to the full batch in whole sequences."""
+    ramp, seq_len, full = config.batch_ramp, config.data.seq_len, sequences(config)
+    if ramp.from_tokens is None or not full:
+        return []
+    start, multiple, found = ramp.from_tokens // seq_len, ramp.multiple_of or 1, []
+    if ramp.from_tokens % seq_len or not 0 < start < full:
+        found.append(
+            f"batch_ramp.from_tokens: {ramp.from_tokens} is no start of a climb to {full * seq_len} tokens a step; "
+            f"give a multiple of data.seq_len {seq_len} below that, or null for no ramp"
+        )
+    elif full % multiple or start < multiple:
+        fits = math.gcd(start, full)
+        found.append(
+            f"batch_ramp.multiple_of: {multiple} does not fit a climb from {start} to {full} sequences; it must divide "
+            f"the second and be at most the first: give {fits}, or a divisor of it"
+        )
+    if ramp.over is None:
+        found.append('batch_ramp.over: it is null; say how long the climb takes, such as "4B tokens"')
+    elif ramp.over.unit not in {"tokens", "epochs"} or not ramp.over.amount:
+        found.append(
+            f'batch_ramp.over: {ramp.over} is no length of a climb; give tokens, such as "4B tokens", or epochs'
+        )
+    return found
 
 
 def _text_problems(config: RunConfig) -> list[str]:
@@ -158,11 +195,21 @@ def _rate_problems(config: RunConfig) -> list[str]:
                 f"schedule.{key}: {share.plain()} is above the peak optim.lr {peak:g}; "
                 "give at most that, or a share of it such as 10%"
             )
+    if plan.initial_momentum is not None and config.optim.name == "muon":
+        found.append(
+            f"schedule.initial_momentum: {plan.initial_momentum:g} is for adamw, and optim.name is muon; "
+            'leave it out, or give the schedule in Python: build(..., schedules={"momentum": ...})'
+        )
     return found + (_own_problems(plan) if plan.dialect is None else _fixed_by_dialect(plan))
 
 
 def _own_problems(plan: ScheduleConfig) -> list[str]:
     found = []
+    if plan.reach_min:
+        found.append(
+            "schedule.reach_min: true has no effect, because trainwell's own schedule reaches its minimum; "
+            "leave it out, or name a schedule.dialect"
+        )
     if plan.warmup_shape == "exponential" and (plan.initial_lr is None or not plan.initial_lr.amount):
         found.append(
             "schedule.warmup_shape: exponential multiplies from step to step; "
@@ -182,7 +229,7 @@ def _fixed_by_dialect(plan: ScheduleConfig) -> list[str]:
     return [
         f"schedule.{key}: {getattr(plan, key)} has no effect, because the dialect {plan.dialect} fixes the shape; "
         f"leave it out, or set schedule.dialect to null"
-        for key in ("warmup_shape", "decay", "decay_steps")
+        for key in ("warmup_shape", "decay")
         if getattr(plan, key) != getattr(own, key)
     ]
 

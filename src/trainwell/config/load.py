@@ -25,6 +25,8 @@ __all__ = ["Recipe", "load", "read_config_file", "read_recipe", "recipe_names"]
 
 _DEFAULT = "demo"
 _EXCLUSIVE = [("batch_size", "batch_tokens"), ("data.corpus", "data.path")]
+_SWITCHES = {"batch_ramp": "batch_ramp.from_tokens"}
+"""Sections that can be off: `batch_ramp: null` is null for the key that switches it on."""
 _SPELLINGS = {
     "model.n_layer": "model.num_layers",
     "model.n_layers": "model.num_layers",
@@ -133,14 +135,7 @@ class _Layer:
     def _take(self, name: str, value: object) -> None:
         """Take one key: of a section, all that it holds."""
         if name in sections():
-            if isinstance(value, Mapping):
-                for key, inner in value.items():
-                    self._take(f"{name}.{key}", inner)
-            elif value is not None:  # an empty section in YAML is null, and says nothing
-                inside = ", ".join(sections()[name].model_fields)
-                self.mistakes.append(
-                    f"{self.name}: {name}: {_shown(value)} is not allowed; it is a section, with {inside}"
-                )
+            self._take_section(name, value)
         elif name.startswith("extra."):
             for part in reversed(name.split(".")[1:]):
                 value = {part: self._typed_yaml(value)}
@@ -149,6 +144,16 @@ class _Layer:
             self._extend(value)
         else:
             self._set(_SPELLINGS.get(name, name), name, value)
+
+    def _take_section(self, name: str, value: object) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                self._take(f"{name}.{key}", inner)
+        elif value is None and name in _SWITCHES:
+            self._take(_SWITCHES[name], None)
+        elif value is not None:  # an empty section in YAML is null, and says nothing
+            inside = ", ".join(sections()[name].model_fields)
+            self.mistakes.append(f"{self.name}: {name}: {_shown(value)} is not allowed; it is a section, with {inside}")
 
     def _extend(self, value: object) -> None:
         self.values["extra"] = _deep_merge(self.values.get("extra", {}), value)

@@ -88,7 +88,7 @@ class ScheduleConfig(Section):
     """The learning rate as a function of the step."""
 
     dialect: str | None = None
-    """Use another system's exact formula: book, nanogpt, build-nanogpt; null is trainwell's own."""
+    """Use another system's exact formula: book, nanogpt, build-nanogpt, gpt3; null is trainwell's own."""
     warmup: Duration = Duration.parse("10%")
     """Length of the warmup; 0 for none. Per cents are of the horizon."""
     warmup_shape: Literal["linear", "exponential"] = "linear"
@@ -97,12 +97,33 @@ class ScheduleConfig(Section):
     """Rate of step 0, as a rate or a share of the peak ("1%"); null starts at peak / warmup."""
     decay: Literal["cosine", "linear", "constant", "inverse-sqrt", "wsd"] = "cosine"
     """Shape after the warmup; wsd (warmup, stable, decay) stays at the peak and decays over decay_steps."""
-    decay_steps: Duration = Duration.parse("20%")
-    """Length of the final decay of wsd; other shapes do not use it."""
+    decay_steps: Duration | None = None
+    """Length of the final decay of wsd (null: 20% of the horizon) and of torchtitan's (null: all after the warmup)."""
     min_lr: Share = Share.parse("10%")
     """Rate at the end of the horizon, as a rate or a share of the peak."""
     horizon: Duration | None = None
     """Length over which the schedule is laid out; null is the run's duration. Past it the rate stays constant."""
+    reach_min: bool = False
+    """Lay a dialect that stops a step short of its minimum out over one step less, so that the last step is there."""
+    final_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay at the end of the horizon, along a cosine from optim.weight_decay; null keeps it as it is."""
+    initial_momentum: Fraction | None = None
+    """AdamW's first beta at step 0, rising in a line to optim.betas over the warmup; null keeps it as it is."""
+
+
+class BatchRampConfig(Section):
+    """A batch that grows: the batch size of the run is reached after some tokens, and then kept."""
+
+    from_tokens: Positive | None = None
+    """Tokens in the batch of step 0, as GPT-3's 32768; null for no ramp."""
+    over: Duration | None = None
+    """Length of the climb, in tokens ("4B tokens") or epochs."""
+    stages: Positive | None = None
+    """Climb in so many equal stages (Megatron-LM); null climbs in a line, a little with every step (GPT-3)."""
+    multiple_of: Positive | None = None
+    """Sequences by which the batch grows at a time; null is the first start's micro_batch, or what of it fits."""
+    lr_scaling: Literal["none", "sqrt"] = "none"
+    """sqrt: multiply the learning rate by the square root of the share of the full batch (Malladi et al., 2022)."""
 
 
 class EvalConfig(Section):
@@ -186,6 +207,8 @@ class RunConfig(Section):
     """The optimizer, its parameter groups and clipping."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate as a function of the step."""
+    batch_ramp: BatchRampConfig = BatchRampConfig()
+    """The batch size as a function of the step: a climb to the full batch."""
     eval: EvalConfig = EvalConfig()
     """Validation loss during training."""
     sample: SampleConfig = SampleConfig()

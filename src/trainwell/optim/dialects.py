@@ -1,17 +1,18 @@
 """Other systems' learning rates, to the letter, so that a recipe of theirs gives their rates here.
 
-Knows no configuration; `DIALECTS[name](peak, initial, minimum, warmup, horizon)` is the whole interface. Rates are
-absolute, steps count from 0. The quirks are theirs and are kept: some spend step 0 at rate 0, some have the peak twice,
-most never reach their minimum. Sources: the named projects' published code, each read as one formula.
+Knows no configuration; `DIALECTS[name](peak, initial, minimum, warmup, horizon)` is the whole interface, to which
+those in TAKE_DECAY_STEPS add the length of their decay. Rates are absolute, steps count from 0; those in IN_TOKENS
+count tokens instead. The quirks are theirs and are kept: some spend step 0 at rate 0, some have the peak twice, most
+never reach their minimum. Sources: the named projects' published code, each read as one formula.
 """
 
 import math
 from collections.abc import Callable
 
-from trainwell.optim.schedule import Schedule, cosine
+from trainwell.optim.schedule import Schedule, cosine, linear
 
-Dialect = Callable[[float, float | None, float, int, int], Schedule]
-"""From (peak, initial, minimum, warmup, horizon) to a schedule."""
+Dialect = Callable[..., Schedule]
+"""From (peak, initial, minimum, warmup, horizon), and for some `decay_steps`, to a schedule."""
 
 
 def book(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
@@ -100,10 +101,54 @@ def llm_c_wsd(peak: float, initial: float | None, minimum: float, warmup: int, h
     return _joined(warmup, lambda step: peak * (step + 1) / warmup, fall)
 
 
+def torchtitan(
+    peak: float, initial: float | None, minimum: float, warmup: int, horizon: int, decay_steps: int | None = None
+) -> Schedule:
+    """Give torchtitan's with `decay_type` cosine; without `decay_steps` the decay takes all that the warmup leaves."""
+    return _titan(peak, minimum, warmup, horizon, decay_steps, cosine)
+
+
+def torchtitan_linear(
+    peak: float, initial: float | None, minimum: float, warmup: int, horizon: int, decay_steps: int | None = None
+) -> Schedule:
+    """Give torchtitan's with `decay_type` linear."""
+    return _titan(peak, minimum, warmup, horizon, decay_steps, linear)
+
+
+def torchtitan_1_sqrt(
+    peak: float, initial: float | None, minimum: float, warmup: int, horizon: int, decay_steps: int | None = None
+) -> Schedule:
+    """Give torchtitan's with `decay_type` sqrt: one minus a square root."""
+    return _titan(
+        peak, minimum, warmup, horizon, decay_steps, lambda progress, *ends: linear(math.sqrt(progress), *ends)
+    )
+
+
+def exponential(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Warm up by the same factor from step to step, from an initial rate above 0; then the book's cosine."""
+    first = initial or peak
+    return _joined(
+        warmup, lambda step: first * (peak / first) ** (step / warmup), _falling(peak, minimum, warmup, horizon)
+    )
+
+
+def flashcard_1(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """Warm up in a line from the initial rate, then stay at the peak: the loop that readers meet first."""
+    return book(peak, initial, peak, warmup, horizon)
+
+
+def gpt3(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
+    """GPT-3 (Brown et al., 2020, appendix B): LitGPT's formula, but over tokens, those finished before the step."""
+    return from_zero(peak, initial, minimum, warmup, horizon)
+
+
 DIALECTS: dict[str, Dialect] = {
     "book": book,
     "build-nanogpt": build_nanogpt,
     "composer": from_zero,
+    "exponential": exponential,
+    "flashcard-1": flashcard_1,
+    "gpt3": gpt3,
     "hf-cosine": hf_cosine,
     "hf-cosine-warmup-with-min-lr": hf_cosine_warmup_min,
     "hf-cosine-with-min-lr": hf_cosine_min,
@@ -116,9 +161,11 @@ DIALECTS: dict[str, Dialect] = {
     "nanogpt": nanogpt,
     "nanotron": from_zero,
     "olmo-core": olmo_core,
-    "torchtitan": build_nanogpt,
+    "torchtitan": torchtitan,
+    "torchtitan-1-sqrt": torchtitan_1_sqrt,
+    "torchtitan-linear": torchtitan_linear,
 }
-"""Every dialect by its name; torchtitan's is the cosine whose decay takes all that the warmup leaves."""
+"""Every dialect by its name."""
 
 _COSINE = "m + (P - m) x (1 + cos(pi x (s - W)/(T - W)))/2"
 _COSINE_AHEAD = "m + (P - m) x (1 + cos(pi x (s + 1 - W)/(T - W)))/2"
@@ -127,6 +174,9 @@ FORMULAS: dict[str, tuple[str, str]] = {
     "book": ("I + s x (P - I)/W", _COSINE),
     "build-nanogpt": ("P x (s + 1)/W", _COSINE),
     "composer": ("P x s/W", _COSINE),
+    "exponential": ("I x (P/I)^(s/W)", _COSINE),
+    "flashcard-1": ("I + s x (P - I)/W", "P"),
+    "gpt3": ("P x n/W", "m + (P - m) x (1 + cos(pi x (n - W)/(T - W)))/2"),
     "hf-cosine": ("P x s/W", "P x (1 + cos(pi x (s - W)/(T - W)))/2"),
     "hf-cosine-warmup-with-min-lr": ("P x (s + 1)/W", _COSINE_AHEAD),
     "hf-cosine-with-min-lr": ("P x s/W", _COSINE),
@@ -139,17 +189,35 @@ FORMULAS: dict[str, tuple[str, str]] = {
     "nanogpt": ("P x (s + 1)/(W + 1)", _COSINE),
     "nanotron": ("P x s/W", _COSINE),
     "olmo-core": ("I + (P - I) x (s + 1)/W", _COSINE_AHEAD),
-    "torchtitan": ("P x (s + 1)/W", _COSINE),
+    "torchtitan": ("P x (s + 1)/W", "m + (P - m) x (1 + cos(pi x (s + D - T)/D))/2"),
+    "torchtitan-1-sqrt": ("P x (s + 1)/W", "m + (P - m) x (1 - sqrt((s + D - T)/D))"),
+    "torchtitan-linear": ("P x (s + 1)/W", "m + (P - m) x (T - s)/D"),
 }
 """The same for readers: in the warmup, and after it where the rate is neither P nor m. Tests evaluate them.
 
-P is the peak, I the initial rate, m the minimum, s the step, W the warmup, T the horizon.
+P is the peak, I the initial rate, m the minimum, s the step, W the warmup, T the horizon, D the length of the decay;
+n are the tokens before the step, and beside them W and T are tokens too.
 """
 
-READ_INITIAL = frozenset({"book", "olmo-core"})
+READ_INITIAL = frozenset({"book", "exponential", "flashcard-1", "olmo-core"})
 """Those whose warmup starts at the initial rate; the rest start at 0 or one step above it."""
 
-OWN_MINIMUM = frozenset({"hf-cosine", "hf-inverse-sqrt", "hf-linear", "nanochat"})
+NEED_INITIAL = frozenset({"book", "exponential", "flashcard-1"})
+"""Those that are not defined without an initial rate."""
+
+IN_TOKENS = frozenset({"gpt3"})
+"""Those whose warmup and horizon are tokens, and whose schedule is asked with the tokens before a step."""
+
+TAKE_DECAY_STEPS = frozenset({"torchtitan", "torchtitan-1-sqrt", "torchtitan-linear"})
+"""Those that may stay at the peak before they decay."""
+
+AT_MINIMUM_LAST = frozenset({"hf-cosine-warmup-with-min-lr", "olmo-core"})
+"""Those whose last step is at the minimum; the rest, but for NO_END, stop a step short of it."""
+
+NO_END = frozenset({"flashcard-1", "hf-inverse-sqrt"})
+"""Those that are not laid out towards an end."""
+
+OWN_MINIMUM = frozenset({"flashcard-1", "hf-cosine", "hf-inverse-sqrt", "hf-linear", "nanochat"})
 """Those that end where they end, whatever minimum is asked for."""
 
 END_AT_HORIZON = frozenset({"book", "llm.c", "llm.c-wsd", "nanochat"})
@@ -166,6 +234,26 @@ def _joined(warmup: int, rise: Schedule, fall: Schedule) -> Schedule:
 def _falling(peak: float, minimum: float, warmup: int, horizon: int) -> Schedule:
     """Give the cosine at (step - warmup)/(horizon - warmup), at the minimum past the horizon."""
     return lambda step: minimum if step >= horizon else cosine((step - warmup) / (horizon - warmup), peak, minimum)
+
+
+def _titan(
+    peak: float,
+    minimum: float,
+    warmup: int,
+    horizon: int,
+    decay_steps: int | None,
+    curve: Callable[[float, float, float], float],
+) -> Schedule:
+    """Rise, stay, and decay over the last steps: at the peak once more where the decay begins."""
+    falling = decay_steps or horizon - warmup
+    start = horizon - falling
+
+    def fall(step: int) -> float:
+        if step >= horizon:
+            return minimum
+        return peak if step < start else curve((step - start) / falling, peak, minimum)
+
+    return _joined(warmup, lambda step: peak * (step + 1) / warmup, fall)
 
 
 def _waving(peak: float, minimum: float, warmup: int, horizon: int) -> Schedule:

@@ -5,8 +5,13 @@ with `schedule(s)`. Rising and falling are separate functions of their progress,
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal, Protocol
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Callable[[int], float]
 WarmupShape = Literal["linear", "exponential"]
@@ -92,6 +97,44 @@ def linear(progress: float, peak: float, min_lr: float) -> float:
 def by_tokens(rate: Schedule, plan: TokenCount) -> Schedule:
     """Turn a schedule over tokens into one over steps: the tokens that count are those finished before the step."""
     return lambda step: rate(plan.tokens_before(step))
+
+
+def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """Put schedules one after another: number k counts its own steps from `boundaries[k - 1]`, the first from 0.
+
+    Raises ValueError unless there is one boundary less than there are schedules, in rising order above 0.
+    """
+    starts = [0, *boundaries]
+    if len(starts) != len(schedules) or any(
+        later <= earlier for earlier, later in zip(starts, boundaries, strict=False)
+    ):
+        raise ValueError(
+            f"{len(schedules)} schedules and the boundaries {list(boundaries)} do not join; "
+            f"give {len(schedules) - 1} steps in rising order above 0"
+        )
+
+    def joined(step: int) -> float:
+        number = bisect_right(starts, step) - 1
+        return schedules[number](step - starts[number])
+
+    return joined
+
+
+def as_torch(schedule: Schedule, optimizer: "Optimizer") -> "LambdaLR":
+    """Wrap a schedule as torch's LambdaLR, for a loop of one's own: call its `step()` after `optimizer.step()`.
+
+    LambdaLR multiplies the rate that a group was made with, so that rate is divided out again, which may move the last
+    bit; a group's `lr_scale` counts. Raises ValueError for a group made with rate 0, which nothing can scale.
+    """
+    from torch.optim.lr_scheduler import LambdaLR  # here, because nothing else in this module needs torch
+
+    def factor_of(group: dict[str, float]) -> Schedule:
+        made_with = float(group.get("initial_lr", group["lr"]))
+        if not made_with:
+            raise ValueError("the optimizer has a group with lr 0, which LambdaLR cannot scale; make it with the peak")
+        return lambda step: schedule(step) * group.get("lr_scale", 1.0) / made_with
+
+    return LambdaLR(optimizer, [factor_of(group) for group in optimizer.param_groups])
 
 
 def _fall(peak: float, warmup: int, horizon: int, decay: DecayShape, decay_steps: int, min_lr: float) -> Schedule:

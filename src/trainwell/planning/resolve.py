@@ -5,18 +5,16 @@ needs counting to be seen is found here, all of them together, before any work s
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainwell.config import checks
 from trainwell.config.tree import RunConfig
-from trainwell.config.values import Duration
 from trainwell.errors import ConfigError
 from trainwell.optim import dialects, schedule
-from trainwell.optim.batch_plan import BatchPlan
+from trainwell.optim.batch_plan import BatchPlan, Ramp
 from trainwell.optim.schedule import Schedule
+from trainwell.planning.counting import Counter, Lengths, count_lengths, nearest, uncounted
 
 if TYPE_CHECKING:
     from trainwell.data.prepare import StoreInfo
@@ -43,7 +41,7 @@ class Plan:
     warmup: int
     """Steps of the warmup."""
     decay_steps: int
-    """Steps of the final decay of wsd; 0 for the other shapes."""
+    """Steps of the final decay of a shape that stays at the peak before it; 0 for the other shapes."""
     clip_from: int
     """First step whose gradient is clipped; nothing is when optim.max_grad_norm is null."""
     batch: BatchPlan
@@ -54,8 +52,12 @@ class Plan:
     """Training windows, which is examples per epoch; 0 when the data is not known."""
     num_val_windows: int
     """Validation windows, side by side whatever the stride of training; 0 when the data is not known."""
+    laid_out: tuple[int, int]
+    """Warmup and horizon as the schedule's formula has them: in steps, or in tokens for a dialect that counts those."""
+    rate: Schedule
+    """The learning rate as its formula gives it."""
     lr: Schedule
-    """The learning rate."""
+    """The learning rate that is used: the same, scaled with the batch where a ramp asks for it."""
     eval_every: int | None
     """Steps between evaluations; None for none in between."""
     sample_every: int | None
@@ -68,7 +70,7 @@ class Plan:
     @property
     def schedules(self) -> dict[str, Schedule]:
         """Everything that changes with the step, by the name of the optimizer's setting."""
-        return {"lr": self.lr}
+        return {"lr": self.lr, **_others(self)}
 
     def epoch(self, step: int) -> float | None:
         """Passes over the training windows finished before `step`; None when the data is not known."""
@@ -83,12 +85,16 @@ def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_s
     """
     problems = checks.problems(config) + _dialect_problems(config) + _vocabulary_problems(config, info)
     batch_size = checks.sequences(config)
-    if not batch_size:
-        raise checks.error(problems)
+    if not batch_size or (problems and config.batch_ramp.from_tokens is not None):
+        raise checks.error(problems)  # there is no batch to count with
     stride = config.data.stride or config.data.seq_len
     num_windows = _windows(info.train_tokens, config.data.seq_len, stride) if info else 0
-    count = _Counter(batch_size, config.data.seq_len, num_windows, seconds_per_step)
-    lengths = _lengths(config, count)
+    if num_windows == 0 and config.batch_ramp.over is not None and config.batch_ramp.over.unit == "epochs":
+        problems.append(uncounted("batch_ramp.over", config.batch_ramp.over))
+        raise checks.error(problems)
+    batch = _batch_plan(config, batch_size, num_windows)
+    count = Counter(batch, num_windows, seconds_per_step)
+    lengths = count_lengths(config, count)
     problems += count.problems
     if not count.problems and not count.untimed:
         problems += _length_problems(config, lengths)
@@ -99,14 +105,17 @@ def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_s
             f"duration: {config.duration} is a time, and how long a step takes is not known yet; "
             "it is measured when the run starts. To plan without, give steps, tokens or epochs"
         )
+    rate = _rate(config, lengths, batch)
     return Plan(
         config=config,
         info=info,
-        batch=BatchPlan(batch_size, config.data.seq_len, lengths.num_steps),
+        batch=batch,
         seq_len=config.data.seq_len,
         num_windows=num_windows,
         num_val_windows=_windows(info.val_tokens, config.data.seq_len, config.data.seq_len) if info else 0,
-        lr=_rate(config, lengths),
+        laid_out=lengths.laid_out,
+        rate=rate,
+        lr=_scaled(rate, batch) if config.batch_ramp.lr_scaling == "sqrt" and batch.ramp else rate,
         vocab_size=config.model.pad_vocab_to or _vocabulary(config, info),
         num_steps=lengths.num_steps,
         horizon=lengths.horizon,
@@ -119,93 +128,19 @@ def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_s
     )
 
 
-@dataclass(frozen=True)
-class _Lengths:
-    """Every duration of the configuration in steps."""
-
-    num_steps: int
-    horizon: int
-    warmup: int
-    decay_steps: int
-    clip_from: int
-    eval_every: int | None
-    sample_every: int | None
-    save_every: int | None
+def _batch_plan(config: RunConfig, batch_size: int, num_windows: int) -> BatchPlan:
+    ramp, seq_len = config.batch_ramp, config.data.seq_len
+    if ramp.from_tokens is None or ramp.over is None:
+        return BatchPlan(batch_size, seq_len)
+    over = ramp.over.amount * (num_windows * seq_len if ramp.over.unit == "epochs" else 1)
+    climb = Ramp(ramp.from_tokens, batch_size * seq_len, max(1, nearest(over)), ramp.stages)
+    return BatchPlan(batch_size, seq_len, climb, checks.ramp_multiple(config))
 
 
-@dataclass
-class _Counter:
-    """Turns durations into steps, and keeps a line for each that cannot be."""
-
-    batch_size: int
-    seq_len: int
-    num_windows: int
-    seconds_per_step: float | None
-    problems: list[str] = field(default_factory=list)
-    untimed: bool = False
-
-    def steps(
-        self, key: str, length: Duration, *, of: int = 0, epochs: Callable[[Fraction], int], least: int = 1
-    ) -> int:
-        """Give `length` in whole steps: per cents of `of`, epochs rounded by `epochs`; less than `least` only for 0."""
-        exact = self._exact(key, length, of)
-        rounded = epochs(exact) if length.unit == "epochs" else math.floor(exact)
-        return max(least, rounded) if length.amount else 0
-
-    def _exact(self, key: str, length: Duration, of: int) -> Fraction:
-        match length.unit:
-            case "steps":
-                return length.amount
-            case "tokens":
-                return length.amount / (self.batch_size * self.seq_len)
-            case "%":
-                return length.amount / 100 * of
-            case "epochs":
-                if not self.num_windows:
-                    self.problems.append(
-                        f"{key}: {length} cannot be counted without the text, which is not at hand; "
-                        "name another with data.path or data.corpus, or give steps or tokens"
-                    )
-                return length.amount * Fraction(self.num_windows, self.batch_size)
-            case "minutes":
-                self.untimed = self.seconds_per_step is None
-                return length.amount * 60 / Fraction(repr(self.seconds_per_step or 1))
-
-
-def _lengths(config: RunConfig, count: _Counter) -> _Lengths:
-    num_steps = count.steps("duration", config.duration, epochs=math.ceil)
-    plan = config.schedule
-    horizon = num_steps
-    if plan.horizon is not None:
-        horizon = count.steps("schedule.horizon", plan.horizon, of=num_steps, epochs=math.ceil)
-    least = 0 if plan.warmup.unit == "%" else 1  # a tenth of five steps is no warmup
-    warmup = count.steps("schedule.warmup", plan.warmup, of=horizon, epochs=_nearest, least=least)
-    decay_steps = 0
-    if plan.decay == "wsd" and plan.dialect is None:
-        decay_steps = count.steps("schedule.decay_steps", plan.decay_steps, of=horizon, epochs=_nearest)
-    clip_from = warmup
-    if isinstance(config.optim.clip_from, Duration):
-        clip_from = count.steps("optim.clip_from", config.optim.clip_from, of=num_steps, epochs=_nearest)
-
-    def every(key: str, length: Duration | None) -> int | None:
-        return None if length is None else count.steps(key, length, of=num_steps, epochs=_nearest)
-
-    return _Lengths(
-        num_steps=num_steps,
-        horizon=horizon,
-        warmup=warmup,
-        decay_steps=decay_steps,
-        clip_from=clip_from,
-        eval_every=every("eval.every", config.eval.every),
-        sample_every=every("sample.every", config.sample.every),
-        save_every=every("checkpoint.every", config.checkpoint.every),
-    )
-
-
-def _length_problems(config: RunConfig, lengths: _Lengths) -> list[str]:
+def _length_problems(config: RunConfig, lengths: Lengths) -> list[str]:
     """What is wrong between lengths that are each right."""
     plan, found = config.schedule, []
-    if lengths.warmup >= lengths.horizon and not checks.warmup_is_too_long(config):
+    if lengths.warmup >= lengths.horizon - plan.reach_min and not checks.warmup_is_too_long(config):
         found.append(
             f"schedule.warmup: {plan.warmup}, which is {lengths.warmup} steps, is not shorter than the horizon of "
             f"{lengths.horizon}; give a shorter warmup, or a longer schedule.horizon"
@@ -216,10 +151,11 @@ def _length_problems(config: RunConfig, lengths: _Lengths) -> list[str]:
             f"which is {lengths.warmup} steps; give schedule.warmup 2 steps or more, or leave initial_lr out"
         )
     room = lengths.horizon - lengths.warmup
-    if plan.decay == "wsd" and plan.dialect is None and not 0 < lengths.decay_steps <= room:
+    staying = plan.decay == "wsd" if plan.dialect is None else plan.decay_steps is not None
+    if staying and not 0 < lengths.decay_steps <= room:
         found.append(
-            f"schedule.decay_steps: {plan.decay_steps} comes to {lengths.decay_steps} steps; allowed are 1 to {room}, "
-            f"the horizon of {lengths.horizon} less {lengths.warmup} of warmup"
+            f"schedule.decay_steps: {plan.decay_steps or '20%'} comes to {lengths.decay_steps} steps; "
+            f"allowed are 1 to {room}, the horizon of {lengths.horizon} less {lengths.warmup} of warmup"
         )
     if plan.dialect in dialects.END_AT_HORIZON and lengths.num_steps > lengths.horizon:
         found.append(
@@ -243,9 +179,22 @@ def _dialect_problems(config: RunConfig) -> list[str]:
             f"schedule.initial_lr: the dialect {plan.dialect} has no initial rate; leave one of the two out "
             f"(with an initial rate: {', '.join(sorted(dialects.READ_INITIAL))}, or null for trainwell's own)"
         ]
-    if plan.initial_lr is None and plan.dialect == "book":
-        return ["schedule.initial_lr: the dialect book starts there; give one, such as 1e-5 or 1%"]
-    return []
+    if plan.dialect in dialects.NEED_INITIAL and (plan.initial_lr is None or not plan.initial_lr.amount):
+        above = " above 0" if plan.dialect == "exponential" else ""
+        if plan.initial_lr is None or above:
+            return [
+                f"schedule.initial_lr: the dialect {plan.dialect} starts there; give one{above}, such as 1e-5 or 1%"
+            ]
+    found = []
+    if plan.decay_steps is not None and plan.dialect not in dialects.TAKE_DECAY_STEPS:
+        found.append(
+            f"schedule.decay_steps: {plan.decay_steps} has no effect, because the dialect {plan.dialect} fixes "
+            f"the shape; leave it out, or take one of {', '.join(sorted(dialects.TAKE_DECAY_STEPS))}"
+        )
+    if plan.reach_min and plan.dialect in dialects.AT_MINIMUM_LAST | dialects.NO_END:
+        why = "is not laid out towards a minimum" if plan.dialect in dialects.NO_END else "reaches its minimum as it is"
+        found.append(f"schedule.reach_min: true has no effect, because the dialect {plan.dialect} {why}; leave it out")
+    return found
 
 
 def _vocabulary_problems(config: RunConfig, info: "StoreInfo | None") -> list[str]:
@@ -262,13 +211,15 @@ def _vocabulary(config: RunConfig, info: "StoreInfo | None") -> int | None:
     return info.vocab_size if info else _VOCABULARIES.get(config.data.tokenizer)
 
 
-def _rate(config: RunConfig, lengths: _Lengths) -> Schedule:
+def _rate(config: RunConfig, lengths: Lengths, batch: BatchPlan) -> Schedule:
     """Match the schedule's name: a dialect, or our own."""
     peak, plan = config.optim.lr, config.schedule
     initial = None if plan.initial_lr is None else plan.initial_lr.of(peak)
     minimum = plan.min_lr.of(peak)
     if plan.dialect is not None:
-        return dialects.DIALECTS[plan.dialect](peak, initial, minimum, lengths.warmup, lengths.horizon)
+        more = {"decay_steps": lengths.decay_steps} if lengths.decay_steps else {}
+        rate = dialects.DIALECTS[plan.dialect](peak, initial, minimum, *lengths.laid_out, **more)
+        return schedule.by_tokens(rate, batch) if plan.dialect in dialects.IN_TOKENS else rate
     return schedule.own(
         peak,
         lengths.warmup,
@@ -281,11 +232,25 @@ def _rate(config: RunConfig, lengths: _Lengths) -> Schedule:
     )
 
 
+def _scaled(rate: Schedule, batch: BatchPlan) -> Schedule:
+    """The rate times the square root of the share of the full batch (Malladi et al., 2022, for Adam)."""
+    return lambda step: rate(step) * math.sqrt(batch.size(step) / batch.batch_size)
+
+
+def _others(plan: Plan) -> dict[str, Schedule]:
+    """Weight decay and momentum where they move, by the name of the optimizer's setting."""
+    config, found = plan.config, dict[str, Schedule]()
+    decay, end = config.optim.weight_decay, config.schedule.final_weight_decay
+    if end is not None:
+        last = max(1, plan.horizon - 1)
+        found["weight_decay"] = lambda step: schedule.cosine(min(1.0, step / last), decay, end)
+    beta, first, warmup = config.optim.betas[0], config.schedule.initial_momentum, plan.warmup
+    if first is not None:
+        found["momentum"] = lambda step: beta if step >= warmup else first + (beta - first) * step / warmup
+    return found
+
+
 def _windows(num_tokens: int, seq_len: int, stride: int) -> int:
     from trainwell.data.order import count_windows  # here, because it brings numpy, which `show` can do without
 
     return count_windows(num_tokens, seq_len, stride)
-
-
-def _nearest(value: Fraction) -> int:
-    return math.floor(value + Fraction(1, 2))

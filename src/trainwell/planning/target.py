@@ -142,7 +142,9 @@ def _continued(run: RunDir, wanted: RunConfig, decided: tuple[str, ...] = ()) ->
 
 def _left_open(key: str, value: Any) -> bool:
     """Whether a wanted value says no more than: as you see fit; the run has seen fit, and written what."""
-    return value == "auto" or key.startswith("custom") or (key == "duration" and str(value).endswith("minutes"))
+    measured = key == "duration" and str(value).endswith("minutes")
+    fitted = key == "batch_ramp.multiple_of" and value is None
+    return value == "auto" or key.startswith("custom") or measured or fitted
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

@@ -30,6 +30,10 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "schedule.warmup_shape": ("linear",),
     "schedule.initial_lr": (None,),
     "schedule.decay": ("cosine",),
+    "schedule.reach_min": (False,),
+    "schedule.final_weight_decay": (None,),
+    "schedule.initial_momentum": (None,),
+    "batch_ramp.from_tokens": (None,),
 }
 """What the plain file can do, for each key that it cannot do everything of."""
 
