@@ -132,7 +132,8 @@ def _timed(start: Start, given: Given, data: Data) -> RunConfig:
     """The configuration with its duration in minutes turned into steps, by taking a few and undoing them."""
     config = data.config
     provisional = config.model_copy(update={"duration": Duration.parse(10**6)})
-    run = _assemble(replace(start, config=provisional), given, data, resolve(provisional, data.info), "")
+    plan = resolve(provisional, data.info)
+    run = _assemble(replace(start, config=provisional), given, data, plan, "")
     before = copy.deepcopy(run.trainer.state_dict())
     if isinstance(data.train, Stream):
         first = data.train.first()
@@ -143,7 +144,8 @@ def _timed(start: Start, given: Given, data: Data) -> RunConfig:
     for _ in range(_TIMED_STEPS):
         result = run.trainer.take_step()
     result.loss.item()
-    seconds_per_step = (time.perf_counter() - begin) / _TIMED_STEPS
+    examples = plan.batch.examples_before(1 + _TIMED_STEPS) - plan.batch.examples_before(1)
+    seconds_per_step = (time.perf_counter() - begin) / examples * plan.batch.batch_size
     run.trainer.load_state_dict(before)
     run.close()
     steps = resolve(config, data.info, seconds_per_step=seconds_per_step).num_steps

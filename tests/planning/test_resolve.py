@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
+from trainwell.config.values import Duration
 from trainwell.errors import ConfigError
 from trainwell.planning.resolve import NeedsTimingError, resolve
 
@@ -179,6 +180,13 @@ def test_a_ramp_over_epochs_is_one_over_their_tokens(plan_of: Any) -> None:
     assert by_epochs.batch.ramp.over == EPOCH * 128 // 2
     with pytest.raises(ConfigError, match=r"batch_ramp.over: 0.5 epochs cannot be counted without the text"):
         plan_of("demo", RAMP | {"batch_ramp.over": "0.5 epochs"})
+
+
+def test_a_time_counts_the_small_steps_of_a_ramp_as_small(plan_of: Any) -> None:
+    config = plan_of("demo", RAMP | {"duration": 100}).config
+    timed = resolve(config.model_copy(update={"duration": Duration.parse("1 minutes")}), seconds_per_step=1.6)
+    assert timed.batch.examples_before(timed.num_steps) == pytest.approx(60 / 1.6 * 16, abs=16)
+    assert timed.num_steps > 60 / 1.6
 
 
 @pytest.mark.parametrize(("flags", "multiple"), [({}, 4), ({"micro_batch": "auto"}, 4), ({"micro_batch": 6}, 2)])

@@ -37,6 +37,7 @@ class Counter:
     batch: BatchPlan
     num_windows: int
     seconds_per_step: float | None
+    """Of a step with a full batch; None where nothing was timed."""
     problems: list[str] = field(default_factory=list)
     untimed: bool = False
 
@@ -62,7 +63,8 @@ class Counter:
                 return self.batch.position(length.amount * self.num_windows)
             case "minutes":
                 self.untimed = self.seconds_per_step is None
-                return length.amount * 60 / Fraction(repr(self.seconds_per_step or 1))
+                full_batches = length.amount * 60 / Fraction(repr(self.seconds_per_step or 1))
+                return self.batch.position(full_batches * self.batch.batch_size)
 
     def tokens(self, length: Duration | None, steps: int) -> int:
         """Give `length`, which came to `steps`, in tokens: exact where it names them, else those before that step."""
