@@ -10,6 +10,12 @@ class TrainwellError(Exception):
     exit_code = 3
 
 
+class CheckError(TrainwellError):
+    """A check that was asked for did not hold."""
+
+    exit_code = 1
+
+
 class ConfigError(TrainwellError):
     """Bad usage or configuration: nothing was started."""
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +35,9 @@ LIGHT = {
     ("sample", "runs/missing"): 2,
     ("show", "demo"): 0,
     ("show", "demo", "--code"): 0,
+    ("show", "gpt3-125m@100000"): 0,
+    ("check", "gpt3-125m"): 0,
+    ("compare", "gpt3-125m", "gpt3-350m"): 0,
 }
 
 
@@ -86,15 +88,6 @@ def alone(*commands: Sequence[str]) -> list[str]:
 def test_what_needs_no_torch_never_loads_it(own_folders: Path) -> None:
     said = dict(zip(LIGHT, alone(*LIGHT), strict=True))
     assert said == {tokens: f"exit code {code}, loaded []" for tokens, code in LIGHT.items()}
-
-
-def test_help_is_there_in_a_blink(own_folders: Path) -> None:
-    times = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        assert alone(["--help"]) == ["exit code 0, loaded []"]
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.8, "0.4 s on a machine at rest"
 
 
 def test_a_reader_that_goes_away_is_no_error(own_folders: Path) -> None:

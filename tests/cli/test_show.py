@@ -124,3 +124,43 @@ def test_two_forms_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_an_unknown_recipe_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert "demo" in refused(capsys, "dmo")
+
+
+def test_json_of_a_recipe_has_its_curve_and_its_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(show(capsys, "gpt3-125m", "--json"))
+    assert facts["curve_columns"] == ["step", "tokens", "lr", "batch_size"]
+    assert 100 < len(facts["curve"]) <= 200
+    assert facts["curve"][0] == [0, 0, 0.0, 16]
+    assert facts["curve"][-1][0] == facts["num_steps"] - 1
+    assert facts["batch_ramp_steps"] == 22_565
+    assert {joint["what"]: joint["batch"] for joint in facts["joints"]}["full batch"] == 256
+
+
+def test_json_of_a_step_has_the_formula_of_the_batch_and_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(show(capsys, "demo@3", "--json"))
+    assert len(facts["text"]["indices"]) == facts["batch_size"]
+    assert facts["text"]["windows"][0]["example"] == facts["first_example"]
+    assert facts["batch_because"]
+    assert "--data.path" in json.loads(show(capsys, "gpt3-125m@3", "--json"))["text"]["missing"]
+
+
+def test_a_step_of_a_run_whose_text_is_unknown_says_so(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
+    assert "the text cannot be shown: the run did not record" in show(capsys, f"{a_run}@3")
+
+
+def test_pictures_of_recipes_and_runs_are_written(
+    capsys: pytest.CaptureFixture[str], a_run: Path, tmp_path: Path
+) -> None:
+    png, svg = tmp_path / "a.png", tmp_path / "a.svg"
+    assert show(capsys, "demo", "--png", str(png)) == f"wrote {png}\n"
+    assert png.read_bytes().startswith(b"\x89PNG")
+    show(capsys, str(a_run), "--svg", str(svg))
+    assert "recorded" in svg.read_text()
+
+
+def test_json_of_a_run_has_its_plan(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
+    assert json.loads(show(capsys, str(a_run), "--json"))["plan"]["num_steps"] == 20
+
+
+def test_a_picture_of_one_step_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "leave out @STEP" in refused(capsys, "demo@3", "--png", "a.png")

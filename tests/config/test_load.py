@@ -36,6 +36,15 @@ def test_every_recipe_is_valid_and_says_what_it_is() -> None:
             assert all(band.keys() == {"tokens", "low", "high"} and band["low"] < band["high"] for band in bands)
 
 
+def test_a_recipe_says_which_findings_it_accepts_and_why() -> None:
+    accepted = read_recipe("gpt2-124m").accepts
+    assert accepted.keys() == {"peak-twice"}
+    assert "Karpathy" in accepted["peak-twice"]
+    assert read_recipe("demo").accepts == {}
+    for name in recipe_names():
+        assert all(len(reason) > 20 for reason in read_recipe(name).accepts.values())
+
+
 def test_without_a_target_the_recipe_is_demo() -> None:
     assert load() == load("demo")
 
@@ -57,7 +66,7 @@ def test_a_file_stands_on_demo_and_gives_the_run_its_name(tmp_path: Path) -> Non
 
 
 def test_a_recipe_of_ones_own_may_say_what_it_is(tmp_path: Path) -> None:
-    file = write(tmp_path, "about: mine\nbands: {}\nseed: 3\n")
+    file = write(tmp_path, "about: mine\nbands: {}\naccepts: {peak-twice: I like it}\nseed: 3\n")
     assert load(str(file)).seed == 3
 
 

@@ -99,10 +99,10 @@ def test_the_formula_of_a_ramp_with_its_numbers_gives_the_batch(plan_of: Any, st
 
 
 def test_a_batch_is_said_in_a_line(plan_of: Any) -> None:
-    assert batch_line(plan_of("demo")) == "16 x 128 = 2,048 tokens a step"
+    assert batch_line(plan_of("demo")) == "16 x 128 = 2,048 tokens"
     flags = RAMP | {"batch_ramp.stages": 3, "batch_ramp.lr_scaling": "sqrt"}
     assert batch_line(plan_of("demo", flags)) == (
-        "512 tokens a step, climbing to 2,048 in 3 stages over the first 65.5k tokens (79 steps), "
+        "512 tokens, climbing to 2,048 in 3 stages over the first 65.5k tokens (79 steps), "
         "the rate growing with its square root"
     )
 

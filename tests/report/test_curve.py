@@ -43,3 +43,16 @@ def test_any_points_fit_the_frame(points: list[tuple[float, float]], width: int,
     rows = drawn(Series(points, mark), width=width, height=height, last=100)
     assert [len(row) for row in rows] == [width] * height
     assert ("".join(rows).strip() != "") == bool(points)
+
+
+def test_a_dashed_line_leaves_gaps_through_which_the_line_below_is_seen() -> None:
+    line = [(0.0, 0.0), (79.0, 0.0)]
+    both = [Series(line), Series(line, dashed=True)]
+    row = chart(both, 40, 1, x=(0, 79))[0]
+    assert {cell.series for cell in row} == {0, 1}
+    assert "".join(cell.char for cell in chart(both, 8, 1, x=(0, 79), ascii=True)[0]) == "oo**oo**"
+
+
+def test_a_dashed_line_straight_up_has_parts_that_are_drawn() -> None:
+    rows = chart([Series([(4.0, 0.0), (4.0, 9.0)], dashed=True)], 5, 8, x=(0, 9))
+    assert 0 < sum(cell.series == 0 for row in rows for cell in row) < 8

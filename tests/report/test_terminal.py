@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from trainwell.config.load import load, read_recipe
 from trainwell.planning.resolve import resolve
 from trainwell.report.load import load_run
+from trainwell.report.step_text import StepText, Window
 from trainwell.report.terminal import show_recipe, show_run, show_step
 from trainwell.runs.rundir import RunDir
 
@@ -48,7 +49,7 @@ def test_a_recipe_shows_where_its_rate_turns_and_what_to_type() -> None:
     text = printed(show_recipe(resolve(load("demo", flags=BASE)), read_recipe("demo")))
     assert "linear warmup 120 steps to 3e-3, cosine to 3e-4 at step 1199" in text
     assert "3.0000e-03" in text
-    assert "16 sequences x 128 tokens = 2,048 tokens" in text
+    assert "16 x 128 = 2,048 tokens" in text
     assert "trainwell train demo" in text
 
 
@@ -104,3 +105,69 @@ def test_a_step_shows_its_rate_with_the_formula_its_batch_and_what_was_recorded(
     assert "examples 640 to 655" in text
     assert "81,920 tokens" in text
     assert "grad_norm" in text
+
+
+def test_the_batch_size_has_a_chart_only_where_it_changes() -> None:
+    growing = printed(show_recipe(resolve(load("gpt3-125m")), read_recipe("gpt3-125m")))
+    assert "sequences a step, over steps" in growing
+    assert "full batch            22,565             4B  5.9974e-04    256" in growing
+    assert "peak                   7,147           375M  6.0000e-04     32" in growing
+    assert "sequences a step" not in printed(show_recipe(resolve(load("demo")), read_recipe("demo")))
+
+
+def test_a_report_shows_the_planned_rate_over_the_recorded_one_and_what_is_still_to_come(make_run: Maker) -> None:
+    text = printed(show_run(load_run(make_run(taken=400))))
+    chart = text[text.index("learning rate over steps") :]
+    assert "recorded" in chart.splitlines()[0]
+    assert "planned" in chart.splitlines()[0]
+    assert "1,199" in chart
+
+
+def test_a_step_inside_a_ramp_says_why_its_batch_is_what_it_is() -> None:
+    text = " ".join(printed(show_step(resolve(load("gpt3-125m")), 10_000, "gpt3-125m")).split())
+    assert "P + " not in text
+    assert "m + (P - m) x (1 + cos(pi x (n - W)/(T - W)))/2" in text
+    assert "B0 + (B - B0) x n/R = 32768 + (524288 - 32768) x" in text
+
+
+def a_window(**changes: object) -> Window:
+    said: dict[str, object] = {
+        "example": 640,
+        "index": 7,
+        "epoch": 0,
+        "first_token": 896,
+        "sources": ("a.txt",),
+        "place": 12,
+        "unit": "byte",
+        "text": "The tide\nturns",
+    }
+    return Window(**(said | changes))  # type: ignore[arg-type]
+
+
+def shown_text(*windows: Window, of: int = 16) -> str:
+    return printed(show_step(resolve(load("demo", flags=BASE)), 40, "demo", text=StepText(tuple(range(of)), windows)))
+
+
+def test_a_window_is_shown_with_its_number_its_tokens_and_where_it_is_from() -> None:
+    text = " ".join(shown_text(a_window()).split())
+    assert "the first 1 of 16 sequences" in text
+    assert "example 640, epoch 0: window 7 of the training part, tokens 896 to 1,023; a.txt from byte 12" in text
+    assert "The tide\\nturns" in text
+
+
+def test_a_window_over_several_texts_names_the_first_two_and_counts_the_rest() -> None:
+    text = " ".join(shown_text(a_window(sources=("a.txt", "b.txt", "c.txt", "d.txt"))).split())
+    assert "a.txt from byte 12, then b.txt and 2 more" in text
+
+
+def test_a_text_cannot_steer_the_terminal_and_is_cut() -> None:
+    text = shown_text(a_window(text="\x1b[2J[bold]" + 300 * "x", sources=("\x1bname",)), of=1)
+    assert "\x1b" not in text
+    assert "\\x1b[2J[bold]" in text
+    assert text.rstrip().endswith(" ...")
+    assert "all of it" in text
+
+
+def test_a_text_that_is_gone_is_a_line_that_says_so() -> None:
+    text = printed(show_step(resolve(load("demo", flags=BASE)), 40, "demo", text="a.txt does not exist"))
+    assert "the text cannot be shown: a.txt does not exist" in text

@@ -13,13 +13,15 @@ from trainwell.errors import TrainwellError
 VERBS = {
     "train": "Start a recipe, continue a run, or branch from a step of one.",
     "show": "What a recipe, a run or a step is: configuration, curves, samples, verdict.",
+    "check": "Mistakes in a recipe, and what is worth knowing about its plan, before it runs.",
+    "compare": "How two schedules differ: of recipes, config files, runs or dialects.",
     "sample": "Generate text from a run or a step of it.",
 }
 _EPILOGUE = (
     "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one "
-    "(runs/demo@1200, @best, @last). Exit codes: 0 done, 2 bad usage or configuration, 65 bad data, 70 diverged, "
-    "71 out of memory, 73 run folder busy, 74 storage, 75 stopped on a signal and resumable, "
-    "3 an error of trainwell's own."
+    "(runs/demo@1200, @best, @last). Exit codes: 0 done, 1 a check that was asked for did not hold, "
+    "2 bad usage or configuration, 65 bad data, 70 diverged, 71 out of memory, 73 run folder busy, 74 storage, "
+    "75 stopped on a signal and resumable, 3 an error of trainwell's own."
 )
 
 

@@ -1,16 +1,15 @@
 """`trainwell show`: a recipe before it runs, a run during or after, a step of either. Never imports torch."""
 
-import json as json_format
 from collections.abc import Mapping
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from trainwell.cli.flags import with_config_flags
-from trainwell.config import checks
+from trainwell.cli.output import print_json, print_rich, wrote
+from trainwell.cli.plans import plan_of
 from trainwell.config.load import Recipe, load, read_recipe, recipe_names
 from trainwell.config.render import to_yaml
 from trainwell.config.tree import RunConfig
@@ -20,6 +19,12 @@ from trainwell.planning.target import find_step
 from trainwell.report.load import RunData, load_run
 from trainwell.runs.console import safe
 from trainwell.runs.rundir import RunDir, Step, is_run, parse_target
+
+if TYPE_CHECKING:
+    from trainwell.report.step_text import StepText
+
+_CURVE = 180
+"""Steps of the curve in --json, to which its turns are added."""
 
 
 @with_config_flags
@@ -31,24 +36,56 @@ def show(
     yaml: Annotated[bool, Parameter(help="Print the configuration, itself a valid config file.", negative=())] = False,
     code: Annotated[bool, Parameter(help="Print the same run as one plain PyTorch file.", negative=())] = False,
     json: Annotated[bool, Parameter(help="Print what a program may read.", negative=())] = False,
+    png: Annotated[Path | None, Parameter(help="Draw rate and batch size into this PNG file.")] = None,
+    svg: Annotated[Path | None, Parameter(help="Draw rate and batch size into this SVG file.")] = None,
     flags: Mapping[str, object],
 ) -> None:
     """Show TARGET: a recipe or config file before it runs, a run during or after, a step of either (runs/demo@1200)."""
+    path, step = parse_target(target)
+    found, picture = is_run(Path(path)), png is not None or svg is not None
     if yaml + code + json > 1:
         raise ConfigError("--yaml, --code and --json each print something else; give one of them")
-    path, step = parse_target(target)
-    found = is_run(Path(path))
     if found and (config is not None or flags):
         raise ConfigError(f"{path} is a run and is shown as it is; --config and config keys change a recipe")
+    if picture and (step is not None or yaml or code):
+        raise ConfigError("--png and --svg draw a whole schedule; leave out @STEP, --yaml and --code")
     settings = load(None, file=RunDir(Path(path)).config_yaml) if found else load(path, file=config, flags=flags)
+    if picture:
+        _draw(path, settings, found, {"png": png, "svg": svg})
     if yaml:
         print(to_yaml(settings), end="")
     elif code:
         _show_code(settings, Path(path) if found else None)
-    elif found:
+    elif picture and not json:
+        wrote(png, svg)
+    else:
+        _show(path, settings, step, json, found)
+
+
+def _show(path: str, config: RunConfig, step: Step | None, json: bool, found: bool) -> None:
+    if found:
         _show_run(Path(path), step, json)
     else:
-        _show_recipe(path, settings, step, json)
+        _show_recipe(path, config, step, json)
+
+
+def _draw(path: str, config: RunConfig, found: bool, files: Mapping[str, Path | None]) -> None:
+    """Draw the plan of a recipe, or that of a run over what it recorded."""
+    from trainwell.report.picture import save
+    from trainwell.report.schedule_plot import draw_plan
+
+    recorded = None
+    if found:
+        run = load_run(Path(path))
+        plan = run.plan or resolve(config)
+        rows = [row for row in run.train if row.get("train/lr") is not None]
+        recorded = ([row["step"] for row in rows], [row["train/lr"] for row in rows]) if rows else None
+    else:
+        plan, _ = plan_of(config)
+    figure = draw_plan(plan, RunDir(Path(path)).name if found else config.name, recorded)
+    for kind, file in files.items():
+        if file is not None:
+            save(figure, file, kind)
 
 
 def _show_run(path: Path, step: Step | None, json: bool) -> None:
@@ -59,58 +96,62 @@ def _show_run(path: Path, step: Step | None, json: bool) -> None:
         rows = [row for row in run.train if row["step"] == state]
         _show_step(plan, str(path), state, json, rows[0] if rows else None)
     elif json:
-        _print_json(_run_facts(run))
+        print_json(_run_facts(run))
     else:
         from trainwell.report.terminal import show_run
 
-        _print(show_run(run))
+        print_rich(show_run(run))
 
 
 def _show_recipe(name: str, config: RunConfig, step: Step | None, json: bool) -> None:
-    plan, missing = _plan(config)
+    plan, missing = plan_of(config)
     if isinstance(step, str):
         raise ConfigError(f"{name}@{step}: only a run has a {step} step; write {name}@1200")
     if step is not None:
-        _show_step(plan, name, step, json)
+        _show_step(plan, name, step, json, why_no_text=missing)
     elif json:
-        _print_json(_plan_facts(plan))
+        print_json(_plan_facts(plan))
     else:
         from trainwell.report.terminal import show_recipe
 
         recipe = (
             read_recipe(name) if name in recipe_names() else Recipe(name, f"your configuration {config.name}", {}, {})
         )
-        _print(show_recipe(plan, recipe))
+        print_rich(show_recipe(plan, recipe))
         if missing:
-            _print(safe(f"\ncounted without the text: {missing}"))
+            print_rich(safe(f"\ncounted without the text: {missing}"))
 
 
-def _show_step(plan: Plan, name: str, step: int, json: bool, row: dict[str, Any] | None = None) -> None:
+def _show_step(
+    plan: Plan, name: str, step: int, json: bool, row: dict[str, Any] | None = None, why_no_text: str = ""
+) -> None:
     if step >= plan.num_steps:
         raise ConfigError(
             f"{name}@{step}: the run has {plan.num_steps} steps; the last one taken is @{plan.num_steps - 1}"
         )
+    text = why_no_text or _text(plan, step)
     if json:
-        _print_json(_step_facts(plan, step) | {"recorded": row})
+        print_json(_step_facts(plan, step) | {"recorded": row, "text": _text_facts(text)})
     else:
         from trainwell.report.terminal import show_step
 
-        _print(show_step(plan, step, name, row))
+        print_rich(show_step(plan, step, name, row, text))
 
 
-def _plan(config: RunConfig) -> tuple[Plan, str]:
-    """The plan, with the counts of the text if it is at hand; else without, and why."""
-    if checks.training_problems(config):
-        return resolve(config), ""
-    from trainwell.data.prepare import prepare  # here, because it brings numpy, which most calls can do without
+def _text(plan: Plan, step: int) -> "StepText | str":
+    """What a step reads, or why that cannot be said."""
+    from trainwell.report.step_text import text_of_step
 
     try:
-        return resolve(config, prepare(config.data).info), ""
+        return text_of_step(plan, step)
     except DataError as error:
-        try:
-            return resolve(config), str(error)
-        except ConfigError:  # a length in epochs: without the text there is nothing to count, so say how to get it
-            raise error from None
+        return str(error)
+
+
+def _text_facts(text: "StepText | str") -> dict[str, Any]:
+    if isinstance(text, str):
+        return {"missing": text}
+    return {"indices": text.indices, "windows": [asdict(window) for window in text.windows]}
 
 
 def _show_code(config: RunConfig, run: Path | None) -> None:
@@ -118,7 +159,7 @@ def _show_code(config: RunConfig, run: Path | None) -> None:
 
     refuse_unless_plain(config)  # before the text is needed
     plan = load_run(run).plan if run else None
-    print(plain_file(plan or _plan(config)[0]), end="")
+    print(plain_file(plan or plan_of(config)[0]), end="")
 
 
 def _run_facts(run: RunData) -> dict[str, Any]:
@@ -131,6 +172,7 @@ def _run_facts(run: RunData) -> dict[str, Any]:
         "num_steps": run.num_steps,
         "verdict": asdict(judge(run.train, run.val)),
         "checkpoints": run.checkpoints,
+        "plan": _schedule_facts(run.plan) if run.plan else None,
         "val": run.val,
         "last_step": run.train[-1] if run.train else None,
         "samples": [asdict(sample) for sample in run.samples],
@@ -140,51 +182,46 @@ def _run_facts(run: RunData) -> dict[str, Any]:
 
 
 def _plan_facts(plan: Plan) -> dict[str, Any]:
-    from trainwell.planning.describe import joints, schedule_line
     from trainwell.planning.lints import notes
 
     return {
         "name": plan.config.name,
-        "num_steps": plan.num_steps,
-        "tokens": plan.batch.tokens_before(plan.num_steps),
-        "epochs": plan.epoch(plan.num_steps),
-        "horizon": plan.horizon,
-        "warmup": plan.warmup,
-        "schedule": schedule_line(plan),
-        "joints": [asdict(joint) for joint in joints(plan)],
+        **_schedule_facts(plan),
         "notes": notes(plan),
         "config": plan.config.model_dump(mode="json"),
     }
 
 
+def _schedule_facts(plan: Plan) -> dict[str, Any]:
+    """The schedule and the batch in numbers; the curve has step, tokens before it, rate and sequences in each row."""
+    from trainwell.planning.describe import batch_line, joints, schedule_line
+    from trainwell.report.course import course
+
+    return {
+        "num_steps": plan.num_steps,
+        "tokens": plan.batch.tokens_before(plan.num_steps),
+        "epochs": plan.epoch(plan.num_steps),
+        "horizon": plan.horizon,
+        "warmup": plan.warmup,
+        "batch_ramp_steps": plan.batch.ramp_steps,
+        "schedule": schedule_line(plan),
+        "batch": batch_line(plan),
+        "joints": [asdict(joint) for joint in joints(plan)],
+        "curve_columns": ["step", "tokens", "lr", "batch_size"],
+        "curve": [[moment.step, moment.tokens, moment.lr, moment.batch_size] for moment in course(plan, _CURVE)],
+    }
+
+
 def _step_facts(plan: Plan, step: int) -> dict[str, Any]:
-    from trainwell.planning.describe import explain
+    from trainwell.planning.describe import explain, explain_batch
 
     return {
         "step": step,
         "lr": plan.lr(step),
         "because": explain(plan, step),
         "batch_size": plan.batch.size(step),
+        "batch_because": explain_batch(plan, step),
         "first_example": plan.batch.examples_before(step),
         "tokens_before": plan.batch.tokens_before(step),
         "epoch": plan.epoch(step),
     }
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    print(json_format.dumps(_strict(facts), indent=2, allow_nan=False))
-
-
-def _strict(value: Any) -> Any:
-    """The same with null for every number that is not finite, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def _print(what: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(what, markup=False)

@@ -18,6 +18,7 @@ from trainwell.cli.flags import with_config_flags
 from trainwell.config import checks
 from trainwell.data.prepare import TokenStore, prepare
 from trainwell.errors import ConfigError, OutOfMemoryError, StoppedError
+from trainwell.planning.lints import findings
 from trainwell.planning.model_size import count_parameters
 from trainwell.planning.resolve import NeedsTimingError, resolve
 from trainwell.planning.summary import summary
@@ -42,6 +43,9 @@ def train(
     dry_run: Annotated[
         bool, Parameter(help="Check everything, print what the run comes to, and exit.", negative=())
     ] = False,
+    strict: Annotated[
+        bool, Parameter(help="Refuse to start while the plan has a warning; see trainwell check.", negative=())
+    ] = False,
     download: Annotated[
         bool, Parameter(help="Fetch a corpus by name that is not on this machine.", negative=())
     ] = False,
@@ -54,6 +58,8 @@ def train(
     given = parts.current()
     start = find_start(target, file=config, flags=flags, run=run, data=given.get("data"))
     store = None if given.get("data") is not None else _checked_data(start, download=download)
+    if strict:
+        _refuse_warnings(start, store)
     if dry_run:
         _print_summary(start, store)
         return
@@ -69,6 +75,26 @@ def _checked_data(start: Start, *, download: bool) -> TokenStore:
     with suppress(NeedsTimingError):  # a number of steps that is measured once the model stands
         resolve(start.config, store.info)
     return store
+
+
+def _refuse_warnings(start: Start, store: TokenStore | None) -> None:
+    """Raise ConfigError with every warning and the line to change, where there is one."""
+    if store is None:
+        raise ConfigError("--strict checks a plan of configured data; this script gives its own")
+    try:
+        found = findings(resolve(start.config, store.info))
+    except NeedsTimingError:
+        raise ConfigError(
+            f"--strict checks before anything is timed, and the duration of {start.config.duration} becomes steps only "
+            "then; give --duration in steps, tokens or epochs"
+        ) from None
+    warnings = [finding.line().removeprefix("warning: ") for finding in found if finding.level == "warning"]
+    if warnings:
+        what = "one warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
+        raise ConfigError(
+            "\n  ".join([f"--strict: the plan has {what}, so nothing was started:", *warnings])
+            + "\nChange them, or start without --strict"
+        )
 
 
 def _print_summary(start: Start, store: TokenStore | None) -> None:

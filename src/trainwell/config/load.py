@@ -27,6 +27,8 @@ _DEFAULT = "demo"
 _EXCLUSIVE = [("batch_size", "batch_tokens"), ("data.corpus", "data.path")]
 _SWITCHES = {"batch_ramp": "batch_ramp.from_tokens"}
 """Sections that can be off: `batch_ramp: null` is null for the key that switches it on."""
+_OF_RECIPES = {"about", "bands", "accepts"}
+"""What a recipe says about itself; in a config file, which may be one's own recipe, it says nothing about the run."""
 _SPELLINGS = {
     "model.n_layer": "model.num_layers",
     "model.n_layers": "model.num_layers",
@@ -51,6 +53,8 @@ class Recipe:
     """Its config keys, as they stand in the file."""
     bands: dict[str, list[dict[str, float]]]
     """By SHA-256 of a corpus, the validation losses it usually gives: {tokens, low, high}."""
+    accepts: dict[str, str] = field(default_factory=dict)
+    """By name of a finding of `planning.lints`, why the recipe wants it so: mostly because its source has it."""
 
 
 def recipe_names() -> list[str]:
@@ -69,8 +73,8 @@ def read_recipe(name: str) -> Recipe:
         )
     said = parse_yaml(resources.files("trainwell.recipes").joinpath(f"{name}.yaml").read_text("utf-8"))
     assert isinstance(said, dict), "a recipe holds keys and values"
-    about, bands = said.pop("about"), said.pop("bands", None) or {}
-    return Recipe(name, about, said, bands)
+    about, bands, accepts = said.pop("about"), said.pop("bands", None) or {}, said.pop("accepts", None) or {}
+    return Recipe(name, about, said, bands, accepts)
 
 
 def load(
@@ -94,7 +98,7 @@ def load(
     layers = [_Layer(f"recipe {recipe.name}", {"name": recipe.name, **recipe.config})]
     if file is not None:
         said = read_config_file(file)
-        said = {key: value for key, value in said.items() if key not in {"about", "bands"}}  # a recipe of one's own
+        said = {key: value for key, value in said.items() if key not in _OF_RECIPES}  # a recipe of one's own
         layers.append(_Layer(f"file {file}", {"name": _as_name(file.stem), **said}))
     layers.append(_Layer(source, flags or {}, typed=True))
     return _validated(layers)

@@ -103,8 +103,8 @@ def explain(plan: Plan, step: int) -> str:
     """Write the formula of a step's rate, the same with its numbers, and what it comes to.
 
     P is the peak, I the initial rate, m the minimum, s the step, W the warmup, T the horizon, D the final decay; n are
-    the tokens before the step, and beside them W and T are tokens too. A rate that grows with the batch has its share
-    of the full batch under a root.
+    the tokens before the step, and beside them W and T are tokens too. A rate that grows with the batch has the share
+    b/B of the full batch under a root, in tokens before rounding.
     """
     config, peak = plan.config.schedule, plan.config.optim.lr
     warmup, horizon = plan.laid_out
@@ -120,8 +120,9 @@ def explain(plan: Plan, step: int) -> str:
         "D": str(plan.decay_steps or horizon - warmup),
     }
     filled = re.sub(r"\b[PImsnWTD]\b", lambda match: numbers[match[0]], formula)
-    if plan.lr is not plan.rate and step < plan.batch.ramp_steps:
-        share = f"sqrt({plan.batch.size(step)}/{plan.batch.batch_size})"
+    ramp = plan.batch.ramp
+    if ramp is not None and plan.lr is not plan.rate and step < ramp.num_steps:
+        share = f"sqrt({float(ramp.size(ramp.before(step))):.0f}/{ramp.full})"
         formula, filled = f"({formula}) x sqrt(b/B)", f"({filled}) x {share}"
     value = rate(plan.lr(step))
     place = f" (past the horizon of {plan.horizon} steps)" if step >= plan.horizon else ""
@@ -150,14 +151,14 @@ def explain_batch(plan: Plan, step: int) -> str:
 
 
 def batch_line(plan: Plan) -> str:
-    """Say the batch in a line: "32,768 tokens a step, climbing to 524,288 over the first 4B tokens (22,565 steps)"."""
+    """Say what a step takes: "32,768 tokens, climbing to 524,288 over the first 4B tokens (22,565 steps)"."""
     full, ramp = plan.batch.batch_size * plan.seq_len, plan.batch.ramp
     if ramp is None:
-        return f"{plan.batch.batch_size:,} x {plan.seq_len:,} = {full:,} tokens a step"
+        return f"{plan.batch.batch_size:,} x {plan.seq_len:,} = {full:,} tokens"
     how = "" if ramp.stages is None else f" in {ramp.stages} stages"
     scaled = ", the rate growing with its square root" if plan.lr is not plan.rate else ""
     return (
-        f"{ramp.start:,} tokens a step, climbing to {full:,}{how} over the first {short_count(ramp.over)} tokens "
+        f"{ramp.start:,} tokens, climbing to {full:,}{how} over the first {short_count(ramp.over)} tokens "
         f"({plan.batch.ramp_steps:,} steps){scaled}"
     )
 

@@ -1,92 +1,221 @@
-"""What is allowed but worth knowing before a run starts, each in one short line.
+"""What is allowed but worth knowing before a run starts: where, why it matters, and the line to change.
 
-Knows the plan only. A line here never stops anything; what must stop a run is an error of `checks` or `resolve`.
+Knows the plan only. A finding never stops anything by itself; what must stop a run is an error of `checks` or
+`resolve`, or, for a given optimizer that was made with another rate than the peak, of `build`.
 """
 
-from trainwell.optim import dialects
-from trainwell.planning.describe import rate
-from trainwell.planning.model_size import count_parameters
-from trainwell.planning.resolve import Plan
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
-_MANY_EPOCHS = 20
-_FEW_TOKENS, _MANY_TOKENS = 1, 1000
-_SHORT_OF_MINIMUM = 1.01
+from trainwell.config.load import load, read_recipe, recipe_names
+from trainwell.config.tree import RunConfig
+from trainwell.planning import rate_lints
+from trainwell.planning.finding import Finding, at
+from trainwell.planning.model_size import count_parameters
+from trainwell.planning.rate_lints import has_end, laid_out_over_the_run
+from trainwell.planning.resolve import Plan
+from trainwell.runs.console import short_count
+
+_GOOD_PASSES, _MANY_PASSES = 4, 16
+_NEAR_ONE_PASS = 0.1
+_BEST_RATIO, _FEW_TOKENS, _MANY_TOKENS = 20, 1, 1000
+
+
+def findings(plan: Plan) -> list[Finding]:
+    """Give all that is worth knowing about a plan, warnings first, in the order of importance.
+
+    What a shipped recipe accepts is a note with its reason, as long as the key it comes from is as the recipe has it.
+    """
+    found = [finding for lint in _LINTS for finding in lint(plan)]
+    name = plan.config.name
+    if found and name in recipe_names():
+        found = [_accepted(finding, plan.config, name) for finding in found]
+    return sorted(found, key=lambda finding: finding.level == "note")
 
 
 def notes(plan: Plan) -> list[str]:
-    """Give what the summary should mention, most important first; nothing for a run without surprises."""
-    return [line for line in [*_about_length(plan), *_about_rate(plan), *_about_data(plan)] if line]
+    """Give the same in short: one sentence each, most important first; nothing for a run without surprises."""
+    return [finding.what for finding in findings(plan)]
 
 
-def _about_length(plan: Plan) -> list[str]:
-    steps, horizon = plan.num_steps, plan.horizon
-    found = []
-    if steps < horizon:
-        found.append(
-            f"the run is the first {steps:,} steps of a schedule of {horizon:,}: it ends at {rate(plan.lr(steps - 1))}"
-        )
-    if steps > horizon:
-        found.append(
-            f"the run goes on past its horizon: the last {steps - horizon:,} steps are after the schedule's end"
-        )
-    if plan.warmup >= steps:
-        found.append(f"the run ends inside its warmup of {plan.warmup:,} steps: the peak is never reached")
-    if plan.clip_from >= steps and plan.config.optim.max_grad_norm is not None:
-        found.append(f"no step is clipped: clipping starts at step {plan.clip_from:,}, after the last")
+def _accepted(finding: Finding, config: RunConfig, name: str) -> Finding:
+    reason = read_recipe(name).accepts.get(finding.name)
+    if reason is None or _value(config, finding.key) != _value(_shipped(name), finding.key):
+        return finding
+    return replace(finding, level="note", accepted=reason)
+
+
+@cache
+def _shipped(name: str) -> RunConfig:
+    return load(name)
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
     return found
 
 
-def _about_rate(plan: Plan) -> list[str]:
-    name, steps, horizon = plan.config.schedule.dialect, plan.num_steps, plan.horizon
-    if name is None:
-        return []
-    found = []
-    minimum, last = plan.config.schedule.min_lr.of(plan.config.optim.lr), plan.lr(horizon - 1)
-    if name in dialects.OWN_MINIMUM:
-        found.append(f"the dialect {name} has an end of its own: schedule.min_lr is not used")
-    elif steps >= horizon and last > minimum * _SHORT_OF_MINIMUM:
-        found.append(
-            f"the dialect {name} stops just short of its minimum: the last step has {rate(last)}, not {rate(minimum)}"
+def _clipping(plan: Plan) -> Iterator[Finding]:
+    first = plan.clip_from
+    if plan.config.optim.max_grad_norm is None:
+        yield Finding(
+            name="clipping-off",
+            level="note",
+            key="optim.max_grad_norm",
+            what="no gradient is clipped",
+            where="every step",
+            why="one bad batch can move the weights by any amount; a norm of 1 costs nothing when gradients are small",
+            change="optim.max_grad_norm: 1.0",
         )
-    if plan.lr(0) == 0:
-        found.append(f"the dialect {name} takes step 0 at rate 0: it changes no weight")
-    if name in dialects.RISE_AGAIN and steps > horizon:
-        found.append(f"the dialect {name} raises the rate again past its horizon")
-    return found
+    elif first >= plan.num_steps:
+        yield Finding(
+            name="no-step-clipped",
+            level="warning",
+            key="optim.clip_from",
+            what=f"no step is clipped: clipping starts at step {first:,}, after the last",
+            where="every step",
+            why=f"optim.max_grad_norm {plan.config.optim.max_grad_norm:g} says that gradients are clipped, and none is",
+            change="optim.clip_from: 0",
+        )
+    elif first > 0:
+        warmup = ", during the warmup" if first <= plan.warmup else ""
+        yield Finding(
+            name="clipping-starts-late",
+            level="warning",
+            key="optim.clip_from",
+            what=f"the first {first:,} steps are not clipped{warmup}",
+            where=f"steps 0 to {first - 1:,}",
+            why="gradient norms are largest at the start, which is what clipping is for",
+            change="optim.clip_from: 0",
+        )
 
 
-def _about_data(plan: Plan) -> list[str]:
-    data, found = plan.config.data, []
-    epochs, info = plan.epoch(plan.num_steps), plan.info
+def _horizon_and_data(plan: Plan) -> Iterator[Finding]:
+    """A horizon that was counted for another text, or that was meant as one pass over this one and is not quite."""
+    passes, horizon = plan.epoch(plan.horizon), plan.horizon
+    if passes is None or not has_end(plan):
+        return
+    laid_out, text = f"the schedule is laid out over {passes:,.3g} passes over the text", "horizon-differs-from-data"
+    explicit = plan.config.schedule.horizon is not None
+    if plan.num_steps < horizon and passes > _MANY_PASSES:
+        yield Finding(
+            name=text,
+            level="warning",
+            key="schedule.horizon",
+            what=f"{laid_out}, of which the run makes {plan.epoch(plan.num_steps):.3g}",
+            where=at(plan, horizon - 1),
+            why="a horizon of so many passes was counted for a larger text: on this one the decay hardly begins",
+            change=laid_out_over_the_run(plan),
+        )
+    one = plan.batch.position(plan.num_windows)
+    if abs(passes - 1) <= _NEAR_ONE_PASS and abs(horizon - one) >= 1:
+        share = f"{100 * abs(passes - 1):.2g} % of it is {'not read' if passes < 1 else 'read a second time'}"
+        yield Finding(
+            name=text,
+            level="note",
+            key="schedule.horizon" if explicit else "duration",
+            what=f"{laid_out}: {share} before the rate is at its end",
+            where=at(plan, horizon - 1),
+            why=f"one pass over this text ends at step {math.ceil(one) - 1:,}; if one pass was meant, this is not it",
+            change="duration: 1 epochs" + ("\nschedule.horizon: 1 epochs" if explicit else ""),
+        )
+
+
+def _passes(plan: Plan) -> Iterator[Finding]:
+    passes = plan.epoch(plan.num_steps)
+    if passes is None or passes <= _GOOD_PASSES:
+        return
+    yield Finding(
+        name="many-passes",
+        level="warning" if passes > _MANY_PASSES else "note",
+        key="duration",
+        what=f"the run reads its text {passes:.3g} times: expect overfitting, and trust the validation loss only",
+        where=at(plan, math.ceil(plan.batch.position(_GOOD_PASSES * plan.num_windows))),
+        why="up to 4 passes are about as good as new text, and each one after is worth less "
+        "(Muennighoff et al., 2023); a longer text helps more than a longer run",
+        change=f"duration: {_GOOD_PASSES} epochs",
+    )
+
+
+def _data(plan: Plan) -> Iterator[Finding]:
+    data, info = plan.config.data, plan.info
     if data.stride is not None and data.stride > data.seq_len:
-        found.append(
-            f"data.stride {data.stride} is more than data.seq_len {data.seq_len}: "
-            f"{data.stride - data.seq_len} of every {data.stride} tokens are never read"
+        yield Finding(
+            name="stride-skips-text",
+            level="warning",
+            key="data.stride",
+            what=f"data.stride {data.stride} is more than data.seq_len {data.seq_len}: "
+            f"{data.stride - data.seq_len} of every {data.stride} tokens are never read",
+            where="every epoch",
+            why="the text is smaller than it seems, and what is skipped is never learned",
+            change="data.stride: null",
         )
-    if epochs is not None and epochs > _MANY_EPOCHS:
-        found.append(
-            f"the run reads its text {epochs:.0f} times: expect overfitting, and trust the validation loss only"
+    asked = plan.config.eval.batches * plan.batch.batch_size
+    if plan.num_val_windows and asked > plan.num_val_windows:
+        yield Finding(
+            name="validation-text-too-short",
+            level="note",
+            key="eval.batches",
+            what=f"eval.batches asks for {asked:,} sequences, the validation text has {plan.num_val_windows:,}: "
+            "all are used",
+            where="every evaluation",
+            why="the loss of a small validation text is a noisy one",
+            change="eval.batches: 0",
         )
-    if plan.vocab_size is not None:
-        found.append(_tokens_per_parameter(plan, plan.vocab_size))
-    if info is not None:
-        found += [_validation(plan), info.note or ""]
-    return found
+    if info is not None and info.note:
+        yield Finding(
+            name="about-the-text",
+            level="note",
+            key="data.corpus",
+            what=info.note,
+            where="the whole run",
+            why="it bears on what the validation loss means",
+            change="",
+        )
 
 
-def _tokens_per_parameter(plan: Plan, vocab_size: int) -> str:
-    total = count_parameters(plan.config.model, vocab_size, plan.seq_len).total
+def _tokens_per_parameter(plan: Plan) -> Iterator[Finding]:
+    if plan.vocab_size is None:
+        return
+    total = count_parameters(plan.config.model, plan.vocab_size, plan.seq_len).total
     ratio = plan.batch.tokens_before(plan.num_steps) / total
     if _FEW_TOKENS <= ratio <= _MANY_TOKENS:
-        return ""
-    best = "the 20 that use the arithmetic best (Hoffmann et al., 2022)"
-    if ratio < _FEW_TOKENS:
-        return f"{ratio:.2g} tokens per parameter, far below {best}: the model can learn its text by heart"
-    return f"{ratio:,.0f} tokens per parameter, far above {best}: a larger model would learn more for the same work"
+        return
+    best = f"the {_BEST_RATIO} that use the arithmetic best (Hoffmann et al., 2022)"
+    few = ratio < _FEW_TOKENS
+    yield Finding(
+        name="tokens-per-parameter",
+        level="note",
+        key="duration",
+        what=f"{ratio:.2g} tokens per parameter, far below {best}"
+        if few
+        else f"{ratio:,.0f} tokens per parameter, far above {best}",
+        where="the whole run",
+        why="the model can learn its text by heart; a smaller one would learn as much for less work"
+        if few
+        else "a larger model would learn more for the same work",
+        change=f"duration: {short_count(float(f'{_BEST_RATIO * total:.2g}'))} tokens",
+    )
 
 
-def _validation(plan: Plan) -> str:
-    asked = plan.config.eval.batches * plan.batch.size(0)
-    if not plan.num_val_windows or asked <= plan.num_val_windows:
-        return ""
-    return f"eval.batches asks for {asked:,} sequences, the validation text has {plan.num_val_windows:,}: all are used"
+_LINTS = (
+    rate_lints.ends_early,
+    rate_lints.goes_on,
+    rate_lints.zero_at_first,
+    rate_lints.zero_at_last,
+    rate_lints.minimum,
+    rate_lints.peak,
+    rate_lints.warmup,
+    _clipping,
+    _horizon_and_data,
+    _passes,
+    rate_lints.ends,
+    _data,
+    _tokens_per_parameter,
+)
+"""Most important first."""

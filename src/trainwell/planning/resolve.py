@@ -115,7 +115,7 @@ def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_s
         num_val_windows=_windows(info.val_tokens, config.data.seq_len, config.data.seq_len) if info else 0,
         laid_out=lengths.laid_out,
         rate=rate,
-        lr=_scaled(rate, batch) if config.batch_ramp.lr_scaling == "sqrt" and batch.ramp else rate,
+        lr=_scaled(rate, batch.ramp) if config.batch_ramp.lr_scaling == "sqrt" and batch.ramp else rate,
         vocab_size=config.model.pad_vocab_to or _vocabulary(config, info),
         num_steps=lengths.num_steps,
         horizon=lengths.horizon,
@@ -232,9 +232,15 @@ def _rate(config: RunConfig, lengths: Lengths, batch: BatchPlan) -> Schedule:
     )
 
 
-def _scaled(rate: Schedule, batch: BatchPlan) -> Schedule:
-    """The rate times the square root of the share of the full batch (Malladi et al., 2022, for Adam)."""
-    return lambda step: rate(step) * math.sqrt(batch.size(step) / batch.batch_size)
+def _scaled(rate: Schedule, ramp: Ramp) -> Schedule:
+    """The rate times the root of the share of the full batch, before rounding (Malladi et al., 2022, for Adam)."""
+
+    def scaled(step: int) -> float:
+        if step >= ramp.num_steps:
+            return rate(step)
+        return rate(step) * math.sqrt(ramp.size(ramp.before(step)) / ramp.full)
+
+    return scaled
 
 
 def _others(plan: Plan) -> dict[str, Schedule]:

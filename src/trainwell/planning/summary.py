@@ -1,7 +1,7 @@
 """What a run comes to, in the few lines printed before its first step."""
 
-from trainwell.planning.describe import schedule_line
-from trainwell.planning.lints import notes
+from trainwell.planning.describe import batch_line, schedule_line
+from trainwell.planning.lints import findings
 from trainwell.planning.resolve import Plan
 from trainwell.runs.console import short_count
 
@@ -9,13 +9,12 @@ from trainwell.runs.console import short_count
 def summary(plan: Plan, parameters: int) -> list[str]:
     """Size, length, data and schedule, one line each, then what is worth knowing about them."""
     tokens = plan.batch.tokens_before(plan.num_steps)
-    size = f"{plan.batch.size(0)} x {plan.seq_len} = {plan.batch.tokens_before(1):,} tokens"
     return [
-        f"{plan.config.name}: {parameters:,} parameters, {plan.num_steps:,} steps of {size}, "
+        f"{plan.config.name}: {parameters:,} parameters, {plan.num_steps:,} steps of {batch_line(plan)}, "
         f"{short_count(tokens)} in all",
         f"data: {_data(plan)}, {tokens / parameters:.3g} tokens per parameter",
         f"schedule: {schedule_line(plan)}",
-        *(f"note: {line}" for line in notes(plan)),
+        *(finding.line() for finding in findings(plan)),
     ]
 
 

@@ -10,14 +10,27 @@ from math import isfinite
 
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 _EMPTY = 0x2800
+_STARS = ("*", "o")
+_LINES = ("⠒⠒⠒⠒", "⠒⠒  ⠒⠒")
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points to draw: joined by a line of dots, or, where `mark` is given, each by that character."""
+    """Points to draw: joined by a line of dots, or, where `mark` is given, each by that character.
+
+    A dashed line leaves gaps through which the one below it is seen, also where there are no colours.
+    """
 
     points: Sequence[tuple[float, float]]
     mark: str = ""
+    name: str = ""
+    dashed: bool = False
+
+    def sign(self, ascii: bool) -> str:
+        """How the series looks, for a legend."""
+        if self.mark:
+            return self.mark
+        return _STARS[self.dashed] * 2 if ascii else _LINES[self.dashed]
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,8 @@ def chart(
 ) -> list[list[Cell]]:
     """Draw all series into `height` rows of `width` characters over the same ranges: `x`, and `y_range` of them all.
 
-    A later series draws over an earlier one. With `ascii`, every character that holds a dot is a star.
+    A later series draws over an earlier one. With `ascii`, every character that holds a dot is a star, or an o in a
+    dashed line.
     """
     grid = [[Cell(" ") for _ in range(width)] for _ in range(height)]
     low, high = y_range(series)
@@ -49,7 +63,7 @@ def chart(
             for column, row in placed:
                 grid[row][column] = Cell(line.mark, number)
         else:
-            _draw(grid, placed, number, ascii)
+            _draw(grid, placed, number, (line.dashed, ascii))
     return grid
 
 
@@ -65,12 +79,16 @@ def _place(value: float, low: float, high: float, count: int) -> int:
     return min(count - 1, max(0, round(share * (count - 1))))
 
 
-def _draw(grid: list[list[Cell]], dots: Sequence[tuple[int, int]], number: int, ascii: bool) -> None:
+def _draw(grid: list[list[Cell]], dots: Sequence[tuple[int, int]], number: int, style: tuple[bool, bool]) -> None:
+    dashed, ascii = style
     for column, row in _joined(dots):
-        cell = grid[row // 4][column // 2]
+        across, down = column // 2, row // 4
+        if dashed and (across + down) % 4 > 1:  # slanting gaps: a line straight up has some too
+            continue
+        cell = grid[down][across]
         before = ord(cell.char) - _EMPTY if cell.series == number and not ascii else 0
-        char = "*" if ascii else chr(_EMPTY + (before | _DOTS[column % 2][row % 4]))
-        grid[row // 4][column // 2] = Cell(char, number)
+        char = _STARS[dashed] if ascii else chr(_EMPTY + (before | _DOTS[column % 2][row % 4]))
+        grid[down][across] = Cell(char, number)
 
 
 def _joined(dots: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

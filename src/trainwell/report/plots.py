@@ -1,7 +1,6 @@
 """The three pictures of a run: its learning rate, its losses, its gradient norms, as PNG files in `plots/`.
 
-Draws what is on record and the plan behind it. matplotlib is imported when a picture is drawn, and only its objects are
-used: no global state, no display.
+Draws what is on record and the plan behind it. matplotlib is imported when a picture is drawn; no display is used.
 """
 
 from __future__ import annotations
@@ -10,21 +9,20 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import log10
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainwell.report.load import RunData
-from trainwell.runs.console import short_count
+from trainwell.report.picture import INK, MARK, TRAIN, VAL, figure_of, legend, save, tokens_on_top
+from trainwell.report.schedule_plot import draw_plan
 from trainwell.runs.metrics import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart with every kind of colour vision, and in grey.
-TRAIN, VAL, MARK, INK, PALE = "#0072B2", "#D55E00", "#009E73", "#333333", "#B8B8B8"
 _MOST_EPOCHS = 24
 
 Floats = NDArray[np.float64]
@@ -38,7 +36,7 @@ def write_plots(run: RunData) -> list[Path]:
     written = []
     for name, draw in (("lr", _draw_lr), ("loss", _draw_loss), ("grad_norm", _draw_norm)):
         path = run.dir.plots / f"{name}.png"
-        draw(run).savefig(path)
+        save(draw(run), path, "png")
         written.append(path)
     return written
 
@@ -67,42 +65,15 @@ def _span(values: Floats) -> int:
 
 
 def _draw_lr(run: RunData) -> Figure:
-    figure, axes = _figure(run, "learning rate")
     steps, rates = _column(run.train, "train/lr")
+    recorded = steps.tolist(), rates.tolist()
     if run.plan:
-        ahead = np.unique(np.linspace(0, run.plan.num_steps - 1, 2000).astype(int))
-        axes.plot(ahead, [run.plan.lr(int(step)) for step in ahead], color=PALE, lw=1.5, zorder=1)
-        for step, what in _joints(run):
-            _mark(axes, step, run.plan.lr(step), what)
-    axes.plot(steps, rates, color=TRAIN, lw=2.2, zorder=2)
+        return draw_plan(run.plan, run.dir.name, recorded)
+    figure, axes = _figure(run, "learning rate")
+    axes.plot(*recorded, color=TRAIN, lw=2.2)
     axes.set_ylim(bottom=0)
-    axes.margins(y=0.14)
     axes.set_ylabel("learning rate", color=INK)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3), useMathText=True)
     return figure
-
-
-def _joints(run: RunData) -> list[tuple[int, str]]:
-    """Where the rate turns: its first, its peak and its last step."""
-    assert run.plan is not None
-    places = {0: "step 0", run.plan.warmup: "warmup ends", run.plan.num_steps - 1: "last step"}
-    places |= {run.plan.horizon - 1: "horizon ends"} if run.plan.horizon < run.plan.num_steps else {}
-    return sorted((step, what) for step, what in places.items() if 0 <= step < run.plan.num_steps)
-
-
-def _mark(axes: Axes, step: int, rate: float, what: str) -> None:
-    axes.plot([step], [rate], "o", color=INK, ms=4.5, zorder=3)
-    right = step > axes.get_xlim()[1] * 0.8
-    axes.annotate(
-        f"{what}\n{rate:.2e}",
-        (step, rate),
-        xytext=(-8 if right else 8, 8),
-        textcoords="offset points",
-        ha="right" if right else "left",
-        fontsize=9,
-        color=INK,
-        linespacing=1.3,
-    )
 
 
 def _draw_loss(run: RunData) -> Figure:
@@ -119,7 +90,7 @@ def _draw_loss(run: RunData) -> Figure:
         axes.plot(states[best], checked[best], "o", ms=11, mfc="none", mec=VAL, mew=1.4, clip_on=False)
     axes.set_ylim(_range_of(np.concatenate([losses, checked])))
     axes.set_ylabel("loss, nats per token", color=INK)
-    _legend(axes)
+    legend(axes)
     _mark_epochs(run, axes)
     _tokens_on_top(run, axes)
     return figure
@@ -141,7 +112,7 @@ def _draw_norm(run: RunData) -> Figure:
     axes.set_ylabel("gradient norm (log)", color=INK)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _few_log_ticks(axes)
-    _legend(axes)
+    legend(axes)
     _mark_epochs(run, axes)
     return figure
 
@@ -156,31 +127,8 @@ def _few_log_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: Axes) -> None:
-    """Over a white ground, so that marks of epochs do not run through the words."""
-    axes.legend(loc="upper right", facecolor="white", edgecolor="none", framealpha=1, labelcolor=INK, fontsize=10)
-
-
 def _figure(run: RunData, what: str) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(9, 5), dpi=150)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.085, 0.11, 0.895, 0.72))  # fixed, since working a layout out takes a second
-    axes.set_title(run.dir.name, loc="left", fontsize=13, fontweight="bold", color=INK, pad=12)
-    axes.set_title(what, loc="right", fontsize=11, color="#666666", pad=12)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(PALE)
-    axes.tick_params(colors="#555555", labelsize=9)
-    axes.grid(axis="y", color="#E6E6E6", lw=0.8)
-    axes.set_axisbelow(True)
-    end = run.num_steps or run.steps_done
-    axes.set_xlim(-0.01 * end, 1.01 * end)
-    axes.set_xlabel("step", color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    figure, (axes,) = figure_of(run.dir.name, what, run.num_steps or run.steps_done)
     return figure, axes
 
 
@@ -211,20 +159,7 @@ def _tokens_on_top(run: RunData, axes: Axes) -> None:
     steps, tokens = _column(run.train, "tokens")
     if not len(steps):
         return
-    steps, tokens = np.append(0.0, steps + 1), np.append(0.0, tokens)
-    slope = tokens[-1] / steps[-1]
-
-    def to_tokens(at: Any) -> Any:
-        return np.where(np.asarray(at) > steps[-1], np.asarray(at) * slope, np.interp(at, steps, tokens))
-
-    def to_steps(at: Any) -> Any:
-        return np.where(np.asarray(at) > tokens[-1], np.asarray(at) / slope, np.interp(at, tokens, steps))
-
-    top = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
-    top.set_xlabel("tokens seen", fontsize=9, color="#555555")
-    top.xaxis.set_major_formatter(lambda value, _: short_count(value))
-    top.tick_params(colors="#555555", labelsize=9)
-    top.spines["top"].set_color(PALE)
+    tokens_on_top(axes, [0.0, *(steps + 1).tolist()], [0.0, *tokens.tolist()], "tokens seen")
 
 
 def _range_of(losses: Floats) -> tuple[float, float]:

@@ -5,70 +5,42 @@ comes from `planning` and `report.load`.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
-from math import exp, isfinite, log
+from math import isfinite
 from statistics import fmean, median
+from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from trainwell.config.checks import training_problems
 from trainwell.config.load import Recipe
-from trainwell.planning.describe import explain, joints, schedule_line
+from trainwell.planning.describe import batch_line, explain, explain_batch, joints, schedule_line
 from trainwell.planning.lints import notes
 from trainwell.planning.model_size import count_parameters, flops_per_token
 from trainwell.planning.resolve import Plan
-from trainwell.report.curve import Cell, Series, chart, y_range
+from trainwell.report.axes import FAINT, Chart, facts, heading
+from trainwell.report.course import batch_changes, course, grid
+from trainwell.report.curve import Series
 from trainwell.report.load import RunData
 from trainwell.report.verdict import verdict
 from trainwell.runs.console import safe, short_count, short_time
 from trainwell.runs.metrics import Row
 
-_STYLES = ("bright_blue", "bright_yellow")
-_FAINT = "bright_black"
-_LABEL = 9
-_HEIGHT = 11
+if TYPE_CHECKING:
+    from trainwell.report.step_text import StepText, Window  # it brings numpy, which a recipe can be shown without
+
 _SHOWN_EVALUATIONS = 6
 _SHOWN_SAMPLES = 2
-
-
-class Chart:
-    """Series over steps with axes, as wide as the terminal up to 100 columns; braille, or stars where it cannot.
-
-    With `log`, values stand at their logarithms; all of them must be positive.
-    """
-
-    def __init__(self, series: Sequence[Series], last: int, *, numbers: str, log: bool = False) -> None:
-        self.series = [_logarithmic(line) for line in series] if log else series
-        self.last = last
-        self.numbers = numbers
-        self.log = log
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw for the width at hand."""
-        width = min(options.max_width, 100) - _LABEL - 4
-        ascii = options.ascii_only
-        low, high = y_range(self.series)
-        values = {row: high - (high - low) * row / (_HEIGHT - 1) for row in (0, _HEIGHT // 2, _HEIGHT - 1)}
-        labels = {row: format(exp(value) if self.log else value, self.numbers) for row, value in values.items()}
-        tick, wall, corner, floor = ("|", "|", "+", "-") if ascii else ("┤", "│", "└", "─")
-        for number, cells in enumerate(chart(self.series, width, _HEIGHT, x=(0, self.last), ascii=ascii)):
-            label = labels.get(number, "")
-            yield _row(f"{label:>{_LABEL}} {tick if label else wall}", cells)
-        yield Text(f"{'':{_LABEL}} {corner}{floor * width}", _FAINT)
-        yield Text(f"{'':{_LABEL + 2}}{_under(self.last, width)}", _FAINT)
+_SHOWN_CHARACTERS = 200
 
 
 def show_recipe(plan: Plan, recipe: Recipe) -> RenderableType:
     """What a recipe would do: its rate as a curve, where it turns, its arithmetic, what to know before starting it."""
-    last = plan.num_steps - 1
-    at = sorted({round(last * i / 400) for i in range(401)})
     return Group(
-        *_heading(recipe.name, recipe.about),
-        Text("learning rate over steps", "bold"),
-        Chart([Series([(step, plan.lr(step)) for step in at])], last, numbers=".2e"),
+        *heading(recipe.name, recipe.about),
+        *plan_charts(plan),
         Text(f"\n{schedule_line(plan)}\n"),
         _joint_table(plan),
         Text(),
@@ -81,20 +53,40 @@ def show_recipe(plan: Plan, recipe: Recipe) -> RenderableType:
     )
 
 
+def plan_charts(plan: Plan, recorded: Sequence[tuple[int, float]] = ()) -> Iterable[RenderableType]:
+    """The rate over steps, what is on record below it, and the batch size where it changes."""
+    moments, last = course(plan), plan.num_steps - 1
+    planned = [(moment.step, moment.lr) for moment in moments]
+    lines = [Series(planned)]
+    if recorded:
+        lines = [Series(recorded, name="recorded"), Series(planned, name="planned", dashed=True)]
+    yield Chart("learning rate over steps", lines, last, numbers=".2e")
+    if batch_changes(plan):
+        sizes = Series([(moment.step, moment.batch_size) for moment in moments])
+        yield Text()
+        yield Chart("sequences a step, over steps", [sizes], last, numbers=",.0f", height=7)
+
+
 def show_run(run: RunData) -> RenderableType:
     """The report of a run: its state, the verdict, the loss curve, evaluations, speed, the last samples, its files."""
-    parts: list[RenderableType] = [*_heading(str(run.dir.path), run.status)]
+    parts: list[RenderableType] = [*heading(str(run.dir.path), run.status)]
     if run.train:
         parts += [Text(verdict(run)), Text(), *_losses(run), Text(), _evaluations(run), _speed(run)]
+        parts += [Text(), *_rates(run)]
     for sample in run.samples[-_SHOWN_SAMPLES:]:
         parts += [Text(f"\nstep {sample.step}, {safe(sample.about)}", "bold"), Padding(Text(safe(sample.text)), (0, 2))]
     parts += [Text(), _files(run)]
     return Group(*parts)
 
 
-def show_step(plan: Plan, step: int, name: str, row: Row | None = None) -> RenderableType:
-    """One step: its rate and why, the batch it takes, and what is on record about it (`row`) if it was taken."""
-    table = _facts()
+def show_step(
+    plan: Plan, step: int, name: str, row: Row | None = None, text: "StepText | str | None" = None
+) -> RenderableType:
+    """One step: its rate and why, the batch it takes and what that says, and what is on record if it was taken (`row`).
+
+    `text` is what the batch says, or why that cannot be shown.
+    """
+    table = facts()
     size, tokens = plan.batch.size(step), plan.batch.tokens_before(step)
     first = plan.batch.examples_before(step)
     table.add_row("rate", f"{plan.lr(step):.6e}")
@@ -102,19 +94,50 @@ def show_step(plan: Plan, step: int, name: str, row: Row | None = None) -> Rende
     table.add_row(
         "batch", f"{size} sequences x {plan.seq_len} tokens: examples {first:,} to {first + size - 1:,} of the run"
     )
+    if plan.batch.ramp is not None:
+        table.add_row("because", explain_batch(plan, step))
     table.add_row("before it", f"{tokens:,} tokens{_epochs(plan, step)}")
     for key, value in (row or {}).items():
-        if key.startswith("train/"):
+        if key.startswith("train/") and value is not None:
             table.add_row(key.removeprefix("train/"), f"{value:.6g}" if isinstance(value, float) else str(value))
-    return Group(Text(f"{name}@{step}", "bold"), Text(f"step {step} of {plan.num_steps}\n", _FAINT), table)
+    about = f"step {step:,} of {plan.num_steps:,}"
+    return Group(*heading(f"{name}@{step}", about), table, *_text(plan, text))
 
 
-def _heading(name: str, about: str) -> Iterable[RenderableType]:
-    return Text(name, "bold"), Text(f"{about}\n", _FAINT)
+def _text(plan: Plan, text: "StepText | str | None") -> Iterable[RenderableType]:
+    if text is None:
+        return
+    yield Text()
+    if isinstance(text, str):
+        yield Text(safe(f"the text cannot be shown: {text}"), "yellow")
+        return
+    shown, size = len(text.windows), len(text.indices)
+    yield Text(f"the text, {f'the first {shown} of {size:,} sequences' if shown < size else 'all of it'}", "bold")
+    for window in text.windows:
+        yield Text(f"\n{safe(_origin(window, plan.seq_len))}", FAINT)
+        yield Padding(Text(_one_line(window.text)), (0, 2))
+
+
+def _origin(window: "Window", seq_len: int) -> str:
+    """Where a window is from: "example 960, epoch 0: window 3,071, tokens 393,088 to 393,215; python-docs from ..."."""
+    first = window.first_token
+    start = "" if window.place is None else f" from {window.unit} {window.place:,}"
+    others = len(window.sources) - 1
+    more = "" if not others else f", then {window.sources[1]}" + (f" and {others - 1} more" if others > 1 else "")
+    return (
+        f"example {window.example:,}, epoch {window.epoch}: window {window.index:,} of the training part, "
+        f"tokens {first:,} to {first + seq_len - 1:,}; {window.sources[0]}{start}{more}"
+    )
+
+
+def _one_line(text: str) -> str:
+    """The beginning of a text, its line ends written out, so that a window is a line or two."""
+    line = safe(text[: _SHOWN_CHARACTERS + 1].replace("\\", "\\\\")).replace("\n", "\\n").replace("\t", "\\t")
+    return line if len(text) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]} ..."
 
 
 def _joint_table(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, header_style=_FAINT)
+    table = Table(box=None, pad_edge=False, header_style=FAINT)
     table.add_column("")
     epoch = ["epoch"] if plan.num_windows else []
     for column in ("step", "tokens before", *epoch, "rate", "batch"):
@@ -126,19 +149,12 @@ def _joint_table(plan: Plan) -> Table:
     return table
 
 
-def _facts() -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style=_FAINT, no_wrap=True)
-    table.add_column(overflow="fold")  # a cut path is no path, and the mark of the cut is not ASCII
-    return table
-
-
 def _arithmetic(plan: Plan) -> Table:
     """The model, the batch, the length and the work, each with the numbers it is made of."""
-    model, table = plan.config.model, _facts()
+    model, table = plan.config.model, facts()
     tokens = plan.batch.tokens_before(plan.num_steps)
     shape = f"{model.arch}, {model.num_layers} layers, {model.num_heads} heads, {model.width} wide"
-    step = f"{plan.batch.size(0)} sequences x {plan.seq_len} tokens = {plan.batch.size(0) * plan.seq_len:,} tokens"
+    step = batch_line(plan)
     length = f"{plan.num_steps:,} steps, {short_count(tokens)} tokens{_epochs(plan, plan.num_steps)}"
     if plan.vocab_size is None:
         table.add_row("model", f"{shape}; its vocabulary depends on the text")
@@ -148,7 +164,8 @@ def _arithmetic(plan: Plan) -> Table:
     size = count_parameters(model, plan.vocab_size, plan.seq_len)
     flops = flops_per_token(model, plan.vocab_size, plan.seq_len)
     table.add_row("model", f"{shape}, {size.total:,} parameters, {size.embedding:,} of them embeddings")
-    table.add_row("a step", f"{step}, {_power(flops * plan.batch.size(0) * plan.seq_len)} FLOPs")
+    full = "" if plan.batch.ramp is None else " when full"
+    table.add_row("a step", f"{step}, {_power(flops * plan.batch.batch_size * plan.seq_len)} FLOPs{full}")
     table.add_row(
         "the run", f"{length}, {tokens / size.total:.3g} tokens per parameter, {_power(flops * tokens)} FLOPs"
     )
@@ -174,8 +191,16 @@ def _losses(run: RunData) -> Iterable[RenderableType]:
     means = [(stretch[len(stretch) // 2][0], fmean(loss for _, loss in stretch)) for stretch in stretches]
     log = all(loss > 0 for _, loss in [*means, *val])
     what = f"loss, nats per token{', logarithmic' if log else ''}, over steps"
-    heading = Text.assemble((f"{what}   ", "bold"), ("training", _STYLES[0]), "  ", ("o validation", _STYLES[1]))
-    return heading, Chart([Series(means), Series(val, "o")], end, numbers=".3g", log=log)
+    lines = [Series(means, name="training"), Series(val, "o", name="validation")]
+    return [Chart(what, lines, end, numbers=".3g", log=log)]
+
+
+def _rates(run: RunData) -> Iterable[RenderableType]:
+    """The planned rate over the recorded one; nothing where the files do not say enough to lay a plan out."""
+    recorded = _points(run.train, "train/lr")
+    if run.plan is None or not recorded:
+        return []
+    return plan_charts(run.plan, [recorded[index] for index in grid(len(recorded), 400)])
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
@@ -186,7 +211,7 @@ def _evaluations(run: RunData) -> Table:
     """The last evaluations, the best of them all in bold if it is among them."""
     named = {"val/loss": ("validation", ".4f"), "val/ppl": ("perplexity", ".3f"), "val/bpb": ("bits per byte", ".3f")}
     shown = [key for key in named if any(key in row for row in run.val)]
-    table = Table(box=None, pad_edge=False, header_style=_FAINT)
+    table = Table(box=None, pad_edge=False, header_style=FAINT)
     for column in ("state", "tokens", *(named[key][0] for key in shown)):
         table.add_column(column, justify="right")
     best = min((loss for _, loss in _points(run.val, "val/loss")), default=None)
@@ -205,12 +230,12 @@ def _speed(run: RunData) -> Text:
         return Text()
     took = short_time(sum(times) / 1000)
     return Text(
-        f"\n{median(times):.1f} ms a step, {short_count(median(speeds))} tokens per second, {took} in steps", _FAINT
+        f"\n{median(times):.1f} ms a step, {short_count(median(speeds))} tokens per second, {took} in steps", FAINT
     )
 
 
 def _files(run: RunData) -> Table:
-    table = _facts()
+    table = facts()
     if run.checkpoints:
         table.add_row("checkpoints", ", ".join(f"@{step}" for step in run.checkpoints))
     plots = sorted(run.dir.plots.glob("*.png"))
@@ -226,23 +251,4 @@ def _notes(lines: Sequence[str]) -> Iterable[RenderableType]:
 
 
 def _next(*commands: str) -> Iterable[RenderableType]:
-    return [Text(), *(Text(command, _FAINT) for command in commands)]
-
-
-def _logarithmic(series: Series) -> Series:
-    return Series([(at, log(value)) for at, value in series.points], series.mark)
-
-
-def _row(axis: str, cells: Sequence[Cell]) -> Text:
-    text = Text.assemble((axis, _FAINT))
-    for series, group in groupby(cells, key=lambda cell: cell.series):
-        text.append("".join(cell.char for cell in group), None if series is None else _STYLES[series])
-    text.rstrip()
-    return text
-
-
-def _under(last: int, width: int) -> str:
-    """The first, the middle and the last step, each below its place."""
-    left, middle, right = "0", f"{last // 2:,}", f"{last:,}"
-    gap = width - len(left) - len(middle) - len(right)
-    return f"{left}{' ' * (gap // 2)}{middle}{' ' * (gap - gap // 2)}{right}" if gap > 2 else f"{left} {right}"
+    return [Text(), *(Text(command, FAINT) for command in commands)]

@@ -1,0 +1,133 @@
+"""`trainwell check`: the mistakes in a recipe, a config file or a run's plan, and what is worth knowing about it.
+
+Looks at configuration and counts alone; nothing is run. Never imports torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from trainwell.cli.flags import with_config_flags
+from trainwell.cli.output import print_json, print_rich
+from trainwell.cli.plans import plan_of
+from trainwell.config.load import load
+from trainwell.errors import CheckError, ConfigError
+from trainwell.planning.describe import batch_line
+from trainwell.planning.finding import Finding
+from trainwell.planning.lints import findings
+from trainwell.planning.resolve import Plan, resolve
+from trainwell.report.load import load_run
+from trainwell.runs.console import safe, short_count
+from trainwell.runs.rundir import is_run, parse_target
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_STYLES = {"warning": "bold yellow", "note": "bold"}
+_FAINT = "bright_black"
+_NEED_TEXT = "passes over it, the horizon against its length, the size of the validation text"
+
+
+@with_config_flags
+def check(
+    target: str = "demo",
+    /,
+    *,
+    config: Annotated[Path | None, Parameter(help="A .yaml, .toml or .json file; it overrides the recipe.")] = None,
+    strict: Annotated[bool, Parameter(help="Exit with 1 when there is a warning.", negative=())] = False,
+    json: Annotated[bool, Parameter(help="Print what a program may read.", negative=())] = False,
+    flags: Mapping[str, object],
+) -> None:
+    """Check TARGET before anything runs: a recipe, a config file, or the plan of a run.
+
+    Mistakes end it with exit code 2. Each warning and note says what is the case, where, why it matters, and the line
+    to change.
+    """
+    path, plan, unknown = _plan(target, config, flags)
+    found = findings(plan)
+    warnings = [finding.name for finding in found if finding.level == "warning"]
+    if json:
+        print_json(
+            {
+                "target": path,
+                "name": plan.config.name,
+                "num_steps": plan.num_steps,
+                "horizon": plan.horizon,
+                "warmup": plan.warmup,
+                "counted_with_text": plan.info is not None,
+                "warnings": len(warnings),
+                "findings": [asdict(finding) for finding in found],
+            }
+        )
+    else:
+        from rich.console import Group
+
+        print_rich(Group(*_shown(path, plan, found, unknown)))
+    if strict and warnings:
+        raise CheckError(f"{path} has {_count(len(warnings), 'warning')}: {', '.join(warnings)}")
+
+
+def _plan(target: str, file: Path | None, flags: Mapping[str, object]) -> tuple[str, Plan, str]:
+    """The target without its step, its plan, and why the text could not be counted."""
+    path, step = parse_target(target)
+    if step is not None:
+        raise ConfigError(
+            f"{target}: a check looks at all steps of a plan; write `trainwell check {path}`, "
+            f"or see that step with `trainwell show {target}`"
+        )
+    if not is_run(Path(path)):
+        return path, *plan_of(load(path, file=file, flags=flags))
+    if file is not None or flags:
+        raise ConfigError(f"{path} is a run and is checked as it is; --config and config keys change a recipe")
+    run = load_run(Path(path))
+    return path, run.plan or resolve(run.config), ""
+
+
+def _shown(path: str, plan: Plan, found: Sequence[Finding], unknown: str) -> "list[RenderableType]":
+    from rich.text import Text
+
+    tokens, passes = short_count(plan.batch.tokens_before(plan.num_steps)), plan.epoch(plan.num_steps)
+    length = f"{plan.num_steps:,} steps, {tokens} tokens" + ("" if passes is None else f", {passes:.3g} passes")
+    lines: list[RenderableType] = [
+        Text.assemble((safe(path), "bold"), f": no mistakes; {length}"),
+        Text(f"a step takes {batch_line(plan)}", _FAINT),
+    ]
+    for finding in found:
+        lines += [Text(), *_one(finding)]
+    counts = [_count(sum(each.level == level for each in found), level) for level in ("warning", "note")]
+    summary = ", ".join(counts) if found else "no warnings, no notes"
+    lines += [Text(), Text(summary, "bold")]
+    if any(finding.change for finding in found):
+        lines.append(
+            Text("a change is a line of a config file; on the command line, `key: value` is `--key value`", _FAINT)
+        )
+    if plan.info is None:
+        lines.append(Text(f"not checked, because the text is not known: {_NEED_TEXT}", _FAINT))
+    if unknown:
+        lines.append(Text(safe(unknown), _FAINT))
+    return lines
+
+
+def _one(finding: Finding) -> "list[RenderableType]":
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style=_FAINT, no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("where", finding.where)
+    facts.add_row("why", finding.why)
+    if finding.accepted:
+        facts.add_row("on purpose", Text(finding.accepted))
+    if finding.change:
+        facts.add_row("change", Text(finding.change, "green"))
+    heading = Text.assemble((finding.level, _STYLES[finding.level]), f"  {finding.name}", (f"  {finding.key}", _FAINT))
+    return [heading, Padding.indent(Text(safe(finding.what)), 2), Padding.indent(facts, 2)]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,63 @@
+"""How verbs that look at plans and runs print: strict JSON, text that any terminal can write. Never imports torch."""
+
+import json
+import re
+import sys
+from io import StringIO
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from trainwell.runs.console import safe
+
+_LINE_END = re.compile(r"\n\s+")
+_FLAT_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
+
+
+def print_json(facts: dict[str, Any]) -> None:
+    """Print `facts` as JSON that every reader takes: no NaN, and a list of plain values on one line."""
+    text = json.dumps(_strict(facts), indent=2, allow_nan=False)
+    print(_FLAT_LIST.sub(lambda match: f"[{_LINE_END.sub(' ', match[1])}]", text))
+
+
+def print_rich(what: Any) -> None:
+    """Print what rich can draw; a character that the terminal's encoding lacks is written as an escape."""
+    from rich.console import Console
+
+    encoding = sys.stdout.encoding or "utf-8"
+    if encoding.lower().startswith("utf"):
+        Console(highlight=False).print(what, markup=False)
+        return
+    console = Console(highlight=False, file=_Limited(encoding), force_terminal=sys.stdout.isatty())
+    with console.capture() as drawn:
+        console.print(what, markup=False)
+    print(drawn.get().encode(encoding, "backslashreplace").decode(encoding), end="")
+
+
+def wrote(*files: Path | None) -> None:
+    """Name the files that were written."""
+    for file in files:
+        if file is not None:
+            print(f"wrote {safe(str(file))}")
+
+
+class _Limited(StringIO):
+    """A stream that says which characters it can hold, by which rich chooses its own."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._name = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the terminal this stands for."""
+        return self._name
+
+
+def _strict(value: Any) -> Any:
+    """The same with null for every number that is not finite, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -1,0 +1,156 @@
+"""The text of one step: which windows of the training text its batch holds, what they say and where they come from.
+
+Asks the same pure functions as training does, so what is shown is what is learned from. Reads the prepared tokens, and
+never torch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainwell.config import checks
+from trainwell.config.tree import RunConfig
+from trainwell.data.corpora import read_corpus
+from trainwell.data.order import windows_at
+from trainwell.data.prepare import TokenStore, prepare
+from trainwell.errors import ConfigError, DataError
+from trainwell.planning.resolve import Plan
+
+_MOST_DECODED = 1_000_000
+"""Tokens that are decoded to say where in its text a window lies; past that the place is left out."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One sequence of a batch."""
+
+    example: int
+    """Its number in the run, from 0."""
+    index: int
+    """Its number among the windows of the training text."""
+    epoch: int
+    """The pass over the data it belongs to, from 0."""
+    first_token: int
+    """Place of its first token in the training part; it is as long as the plan's `seq_len`."""
+    sources: tuple[str, ...]
+    """The texts it reads, in order: a file, or the corpus."""
+    place: int | None
+    """Where it begins in the first of them, in `unit`; None where that is too far in to be counted."""
+    unit: str
+    """byte, or character."""
+    text: str
+    """Its inputs, decoded."""
+
+
+@dataclass(frozen=True)
+class StepText:
+    """What a step reads: the number of every window of its batch, in order, and the first few of them in full."""
+
+    indices: tuple[int, ...]
+    windows: tuple[Window, ...]
+
+
+def window_indices(plan: Plan, step: int) -> list[int]:
+    """The windows of a step's global batch, in the order in which training takes them; the plan must know its data."""
+    config, first = plan.config, plan.batch.examples_before(step)
+    found = windows_at(first, plan.batch.size(step), plan.num_windows, config.seed, config.data.order)
+    return [int(index) for index in found]
+
+
+def text_of_step(plan: Plan, step: int, *, most: int = 3) -> StepText:
+    """Read the first `most` windows of a step.
+
+    Raises DataError, in words that follow "the text cannot be shown: ", where there is no text, or not the one planned
+    with.
+    """
+    store = _open(plan)
+    indices = window_indices(plan, step)
+    first = plan.batch.examples_before(step)
+    places = _Places(plan.config, store)
+    shown = [
+        places.window(first + number, index, (first + number) // plan.num_windows, plan)
+        for number, index in enumerate(indices[:most])
+    ]
+    return StepText(tuple(indices), tuple(shown))
+
+
+def _open(plan: Plan) -> TokenStore:
+    """The prepared text of a plan, or why it cannot be had."""
+    given = plan.config.custom.get("data")
+    if given is not None:
+        raise DataError(f"the data was given in Python, by {given}")
+    if checks.training_problems(plan.config):
+        raise DataError("the recipe has none of its own; give yours with --data.path TEXT")
+    try:
+        store = prepare(plan.config.data)
+    except (ConfigError, DataError) as error:
+        raise DataError(str(error)) from None
+    if plan.info is None:
+        raise DataError("the run did not record which text it read")
+    if store.info.fingerprint != plan.info.fingerprint:
+        now, then = store.info, plan.info
+        raise DataError(
+            f"{now.corpus} is not what the run read: it has {now.train_tokens:,} training tokens and the fingerprint "
+            f"{now.fingerprint[:12]} now, {then.train_tokens:,} and {then.fingerprint[:12]} then"
+        )
+    return store
+
+
+class _Places:
+    """Where windows lie in the texts of a store. Of several texts each ends with an id that stands nowhere else."""
+
+    def __init__(self, config: RunConfig, store: TokenStore) -> None:
+        self._data = config.data
+        self._stride = config.data.stride or config.data.seq_len
+        self._store = store
+        several = store.info.num_texts > 1
+        ends = np.flatnonzero(store.train == store.tokenizer.end_of_text) if several else np.array([], dtype=np.int64)
+        self._starts = np.concatenate([[0], ends + 1])
+        self._texts = dict(self._read()) if several else {}
+
+    def window(self, example: int, index: int, epoch: int, plan: Plan) -> Window:
+        """Describe the window `index`, which the run reads as `example`."""
+        first, last = index * self._stride, index * self._stride + plan.seq_len - 1
+        documents = np.searchsorted(self._starts, [first, last], side="right") - 1
+        begin = int(self._starts[documents[0]])
+        place, unit = self._place(begin, first)
+        return Window(
+            example=example,
+            index=index,
+            epoch=epoch,
+            first_token=first,
+            sources=tuple(self._source(number) for number in range(int(documents[0]), int(documents[1]) + 1)),
+            place=place,
+            unit=unit,
+            text=self._decode(first, last + 1),
+        )
+
+    def _read(self) -> Iterator[tuple[str, str]]:
+        """Every text and its file; of copies the first."""
+        corpus = read_corpus(corpus=self._data.corpus, path=self._data.path)
+        yield from reversed(list(zip(corpus.texts, corpus.sources, strict=True)))
+
+    def _source(self, document: int) -> str:
+        """The file of a document of the training part, found by what it says: only its last may be cut off."""
+        if not self._texts:
+            return self._store.info.corpus
+        begin = int(self._starts[document])
+        ends = self._starts[document + 1 :]
+        said = self._decode(begin, int(ends[0]) - 1 if len(ends) else len(self._store.train))
+        whole = self._texts.get(said)
+        if whole is not None:
+            return whole
+        cut = [source for text, source in self._texts.items() if said and text.startswith(said)]
+        return cut[-1] if cut else f"text {document} of the training part"
+
+    def _place(self, begin: int, at: int) -> tuple[int | None, str]:
+        """How far into its text a window begins, and in which unit."""
+        name = self._store.tokenizer.name
+        if name in {"bytes", "chars"}:
+            return at - begin, "byte" if name == "bytes" else "character"
+        return (len(self._decode(begin, at)) if at - begin <= _MOST_DECODED else None), "character"
+
+    def _decode(self, first: int, end: int) -> str:
+        ids: Sequence[int] = self._store.train[first:end].tolist()
+        return self._store.tokenizer.decode(ids)
