@@ -7,6 +7,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src"
 NEED_TORCH = (
     "trainwell.__main__",  # runs the command line when imported
+    "trainwell.book",
     "trainwell.build",
     "trainwell.checkpoint.state",
     "trainwell.checkpoint.store",
@@ -44,7 +45,8 @@ def module_of(path: Path) -> str:
 
 
 def needs_torch(module: str) -> bool:
-    return any(module == name or (name == "trainwell.model" and module.startswith(name + ".")) for name in NEED_TORCH)
+    whole = {"trainwell.book", "trainwell.model"}
+    return any(module == name or (name in whole and module.startswith(name + ".")) for name in NEED_TORCH)
 
 
 def test_every_module_but_those_that_compute_loads_nothing_heavy() -> None:

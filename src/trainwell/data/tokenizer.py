@@ -202,7 +202,7 @@ class Gpt2Tokenizer:
         """Build the encoding; raises DataError when the vocabulary is missing or not GPT-2's."""
         import tiktoken
 
-        self._encoding = tiktoken.Encoding(
+        self.encoding = tiktoken.Encoding(  # public: the book's functions hand it out
             "gpt2",
             pat_str=_GPT2_PATTERN,
             mergeable_ranks=_gpt2_ranks(),
@@ -213,11 +213,11 @@ class Gpt2Tokenizer:
     def encode(self, text: str) -> Tokens:
         """Return the ids of `text`, shape (n,), equal to those of tiktoken's gpt2."""
         _utf8(text)
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(token_dtype(self.vocab_size))
+        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(token_dtype(self.vocab_size))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; see `Tokenizer.decode`."""
-        return self._encoding.decode(_checked(ids, self), errors="replace")
+        return self.encoding.decode(_checked(ids, self), errors="replace")
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into `folder`."""
