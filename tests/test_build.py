@@ -441,15 +441,12 @@ RAMP: dict[str, Any] = {"from_tokens": 32, "over": "600 tokens"}
 """From 2 to 8 sequences of 16 tokens."""
 
 
-def test_a_ramp_grows_by_the_first_starts_micro_batch_and_keeps_doing_so(build_tiny: Build, advance: Any) -> None:
-    run = build_tiny(run_dir="runs/a", batch_size=8, micro_batch="auto", device="cpu", batch_ramp=RAMP)
-    assert run.config.batch_ramp.multiple_of == 2  # of a micro-batch of 8, what fits a start of 2
-    sizes = [run.plan.batch.size(step) for step in range(12)]
-    assert sizes[0] == 2
-    assert sizes[-1] == 8
-    advance(run, 5)
-    again = build_tiny(run_dir="runs/a", batch_size=8, micro_batch="auto", device="cpu", batch_ramp=RAMP)
-    assert [again.plan.batch.size(step) for step in range(12)] == sizes
+def test_the_micro_batch_changes_nothing_of_a_ramp(build_tiny: Build) -> None:
+    runs = [build_tiny(batch_size=8, micro_batch=size, device="cpu", batch_ramp=RAMP) for size in (1, 3, 8, "auto")]
+    sizes = [[run.plan.batch.size(step) for step in range(12)] for run in runs]
+    assert sizes[0][0] == 2
+    assert sizes[0][-1] == 8
+    assert sizes == [sizes[0]] * 4
 
 
 def range_of(count: int) -> list[tuple[list[int], list[int]]]:
@@ -470,3 +467,21 @@ def test_a_ramp_cannot_cut_a_loaders_batches() -> None:
     rows = torch.zeros(8, 4, dtype=torch.int64)
     with pytest.raises(ConfigError, match=r"batch_ramp.from_tokens: 128, but from_loader's batches are as they come"):
         build("demo", data=from_loader([(rows, rows)]), batch_ramp={"from_tokens": 128, "over": "600 tokens"})
+
+
+@pytest.mark.parametrize(
+    ("schedules", "message"),
+    [
+        ({"lr": 3}, "schedules: lr is 3; give a function of the step, as lambda step: 3"),
+        ({"lrr": lambda step: 1.0}, "schedules: no parameter group has 'lrr'; allowed are .*; did you mean lr?"),
+    ],
+)
+def test_a_schedule_that_sets_nothing_is_refused(build_tiny: Build, schedules: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_tiny(schedules=schedules)
+
+
+def test_a_momentum_may_be_scheduled_where_there_are_betas(build_tiny: Build) -> None:
+    run = build_tiny(run_dir="runs/a", duration=2, schedules={"momentum": lambda step: 0.5})
+    fit(run)
+    assert {group["betas"][0] for group in run.trainer.optimizer.param_groups} == {0.5}

@@ -156,21 +156,19 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     config, notes = plan.config, list[str]()
     settings = decide(config, plan, recorded_settings(start.run_dir), notes.append)
     config = config.model_copy(update={"micro_batch": settings.micro_batch})
-    if plan.batch.ramp is not None and config.batch_ramp.multiple_of is None:  # from here on it is this run's own
-        ramp = config.batch_ramp.model_copy(update={"multiple_of": checks.ramp_multiple(config)})
-        config = config.model_copy(update={"batch_ramp": ramp})
-        plan = resolve(config, data.info)
     device = torch.device(settings.device)
     model = _model(config, given, plan, device)
     if config.init_from is not None and not saved_steps(start.run_dir.checkpoints):
         _load_weights(model, config.init_from)
     loss = _compiled(given.loss or token_loss, model) if settings.compile else given.loss or token_loss
+    optimizer, schedules = _optimizer(config, given, model, plan, settings), plan.schedules | dict(given.schedules)
+    _check_schedules(schedules, optimizer)
     batches = _batches(config, data, plan, settings)
     trainer = Trainer(
         model,
-        _optimizer(config, given, model, plan, settings),
+        optimizer,
         batches,
-        schedules=plan.schedules | dict(given.schedules),
+        schedules=schedules,
         loss=loss,
         max_grad_norm=config.optim.max_grad_norm,
         clip_from=plan.clip_from,
@@ -263,6 +261,22 @@ def _compiled(loss: Loss, model: nn.Module) -> Loss:
         return loss(cast(nn.Module, compiled), batch)
 
     return of_compiled
+
+
+def _check_schedules(schedules: Mapping[str, Schedule], optimizer: Any) -> None:
+    """Raise ConfigError for a schedule that cannot be called, or of a setting that no parameter group has."""
+    settings = {key for group in optimizer.param_groups for key in group} - {"params"}
+    settings |= {"momentum"} if "betas" in settings else set()
+    for name, schedule in schedules.items():
+        if not callable(schedule):
+            raise ConfigError(
+                f"schedules: {name} is {schedule!r}; give a function of the step, as lambda step: {schedule!r}"
+            )
+        if name not in settings:
+            raise ConfigError(
+                f"schedules: no parameter group has {name!r}; allowed are {', '.join(sorted(settings))}"
+                f"{checks.did_you_mean(name, settings)}"
+            )
 
 
 def _optimizer(config: RunConfig, given: Given, model: nn.Module, plan: Plan, settings: Settings) -> Any:

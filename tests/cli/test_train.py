@@ -66,12 +66,12 @@ def test_strict_refuses_a_plan_with_warnings_before_any_work(
 ) -> None:
     flags = tiny_flags(schedule__dialect="build-nanogpt", schedule__warmup="2", optim__clip_from="warmup")
     for tokens in ([], ["--dry-run"]):
-        said = refused(2, "train", "demo", "--strict", *tokens, *flags).splitlines()
+        said = refused(1, "train", "demo", "--strict", *tokens, *flags).splitlines()
         assert said[0] == "--strict: the plan has 3 warnings, so nothing was started:"
         assert "  the first 2 steps are not clipped, during the warmup; `optim.clip_from: 0` changes that" in said
         assert said[-1] == "Change them, or start without --strict"
     assert not (own_folders / "runs").exists()
-    assert "the plan has one warning" in refused(2, "train", "demo", "--strict", *tiny_flags(optim__clip_from="warmup"))
+    assert "the plan has one warning" in refused(1, "train", "demo", "--strict", *tiny_flags(optim__clip_from="warmup"))
 
 
 def test_strict_starts_a_plan_without_warnings(command: Command, tiny_flags: Flags) -> None:

@@ -50,6 +50,22 @@ schedule: {warmup: 10%, min_lr: 10%}
             {"schedule.dialect": "nanogpt", "schedule.warmup_shape": "exponential"},
             "warmup_shape: exponential has no effect",
         ),
+        (
+            {"schedule.decay_steps": 20},
+            "schedule.decay_steps: 20 steps has no effect, because schedule.decay cosine begins",
+        ),
+        (
+            {"schedule.initial_momentum": 0.8, "schedule.warmup": 0},
+            "schedule.initial_momentum: 0.8 has no effect, because it rises over a warmup, and schedule.warmup",
+        ),
+        (
+            {"batch_ramp.from_tokens": 1024, "batch_ramp.over": "1M tokens", "batch_ramp.stages": 9},
+            "batch_ramp.stages: 9 is more than the 8 sequences by which the batch grows; give at most that, or null",
+        ),
+        (
+            {"batch_ramp.from_tokens": 1024, "batch_ramp.over": "1e24 tokens"},
+            "is no length of a climb; give tokens, such as",
+        ),
         ({"schedule.reach_min": True}, "schedule.reach_min: true has no effect, because trainwell's own schedule"),
         (
             {"schedule.initial_momentum": 0.8, "optim.name": "muon"},

@@ -3,11 +3,13 @@
 import math
 from fractions import Fraction
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainwell.config.tree import Dialect
 from trainwell.optim.batch_plan import BatchPlan, Ramp
 from trainwell.optim.dialects import (
     AT_MINIMUM_LAST,
@@ -51,6 +53,10 @@ GOLDEN = {
     "gpt3": FROM_ZERO,
     "llm.c-wsd": (0.1, 0.2, 1, 1, 1, 1, 0.146185, 0.122789),
 }
+
+
+def test_every_dialect_has_a_place_in_the_configuration() -> None:
+    assert set(get_args(Dialect)) == DIALECTS.keys()
 
 
 def test_every_dialect_has_golden_values_and_a_formula() -> None:

@@ -131,6 +131,22 @@ def test_a_schedule_over_tokens_asks_for_the_tokens_before_the_step() -> None:
     assert schedule(3) == 3 * 524288 / 1e6
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"decay": "cosin"}, "decay 'cosin' is not known; give one of cosine, linear"),
+        ({"shape": "exp"}, "shape 'exp' is not known; give one of linear, exponential"),
+        ({"peak": -1.0}, "a peak of -1.0, .* do not go together"),
+        ({"warmup": -1}, "a warmup of -1 do not go together"),
+        ({"min_lr": 2.0}, "a minimum of 2.0 and"),
+        ({"initial_lr": -0.1, "shape": "exponential"}, "an initial rate of -0.1"),
+    ],
+)
+def test_a_misspelt_shape_or_an_impossible_rate_is_refused(wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        own(**{"peak": 1.0, "warmup": 10, "horizon": 100} | wrong)  # type: ignore[arg-type]
+
+
 def test_joined_schedules_each_count_their_own_steps() -> None:
     schedule = join([lambda step: 10 + step, lambda step: 20 + step, lambda step: 30 + step], [3, 5])
     assert [schedule(step) for step in range(7)] == [10, 11, 12, 20, 21, 30, 31]
@@ -138,7 +154,9 @@ def test_joined_schedules_each_count_their_own_steps() -> None:
 
 @pytest.mark.parametrize("boundaries", [[], [3, 3], [5, 3], [0, 3], [1, 2, 3]])
 def test_boundaries_that_do_not_fit_are_refused(boundaries: list[int]) -> None:
-    with pytest.raises(ValueError, match="do not join; give 2 steps in rising order above 0"):
+    with pytest.raises(
+        ValueError, match="do not join; give at least one schedule, and 2 steps in rising order above 0"
+    ):
         join([lambda step: 0.0] * 3, boundaries)
 
 
@@ -164,3 +182,8 @@ def test_an_optimizer_made_with_rate_0_cannot_be_scaled() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
     with pytest.raises(ValueError, match="lr 0, which LambdaLR cannot scale"):
         as_torch(own(1e-3, 5, 20), optimizer)
+
+
+def test_only_an_optimizer_can_be_driven() -> None:
+    with pytest.raises(ValueError, match="takes a schedule and an optimizer, not int"):
+        as_torch(own(1e-3, 5, 20), 3)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ MORE = [
     {"schedule.dialect": "torchtitan", "schedule.decay_steps": "50%"},
     {"schedule.dialect": "torchtitan-1-sqrt", "schedule.decay_steps": 100},
     {"schedule.dialect": "nanogpt", "schedule.reach_min": True},
+    {"schedule.dialect": "hf-inverse-sqrt", "schedule.warmup": 0},
 ]
 THEIRS = [
     {"schedule.dialect": name} | ({"schedule.initial_lr": "1%"} if name in READ_INITIAL else {}) for name in DIALECTS
@@ -130,6 +131,14 @@ def test_joints_are_where_the_schedule_turns(plan_of: Any) -> None:
     assert turns(plan_of("demo", {"schedule.horizon": 1000}))[-2:] == [("end of the horizon", 999), ("last step", 1199)]
     assert turns(plan_of("demo", {"duration": 1})) == [("last step", 0)]
     assert turns(plan_of("shakespeare-char", {"duration": 60})) == [("start", 0), ("last step", 59)]
+
+
+def test_a_dialect_that_stays_at_its_peak_says_when_it_decays(plan_of: Any) -> None:
+    flags = {"duration": 1000, "schedule.dialect": "nanochat"}
+    assert turns(plan_of("demo", flags))[2:4] == [("decay starts", 350), ("middle of the decay", 675)]
+    assert "constant up to step 800, then to" in schedule_line(
+        plan_of("demo", flags | {"schedule.dialect": "llm.c-wsd"})
+    )
 
 
 def test_a_ramp_and_a_schedule_over_tokens_have_joints_of_their_own(plan_of: Any) -> None:

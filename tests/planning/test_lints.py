@@ -43,6 +43,20 @@ PROVOKED: list[tuple[str, str, str, Flags, str]] = [
         "the run ends inside its warmup of 2,000 steps: the peak is never reached",
     ),
     (
+        "run-ends-in-ramp", "warning", "batch_ramp.over",
+        {"batch_ramp.from_tokens": 1024, "batch_ramp.over": "100M tokens"},
+        "the run ends inside its batch ramp of 67,",
+    ),
+    (
+        "batch-ramp-off", "warning", "batch_ramp.over", {"batch_ramp.over": "1M tokens"},
+        "batch_ramp.over 1M tokens has no effect, because batch_ramp.from_tokens is null",
+    ),
+    (
+        "peak-never-reached", "note", "batch_ramp.lr_scaling",
+        {"batch_ramp.from_tokens": 256, "batch_ramp.over": "500k tokens", "batch_ramp.lr_scaling": "sqrt"},
+        "the rate grows with the batch, which is full only after the warmup: its highest is about",
+    ),
+    (
         "run-longer-than-horizon", "note", "schedule.horizon", {"schedule.horizon": 1000},
         "the run goes on past its horizon: the last 200 steps are after the schedule's end, at 3e-4",
     ),

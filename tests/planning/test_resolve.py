@@ -100,7 +100,8 @@ def test_epochs_without_a_text_are_named(plan_of: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"schedule.dialect": "nanogtp"}, "or null for trainwell's own; did you mean nanogpt?"),
+        ({"schedule.dialect": "nanogtp"}, "torchtitan-linear, or null; did you mean nanogpt?"),
+        ({"schedule.dialect": "NanoGPT"}, "or null; did you mean nanogpt?"),
         ({"schedule.dialect": "book"}, "schedule.initial_lr: the dialect book starts there"),
         ({"schedule.dialect": "nanogpt", "schedule.initial_lr": 1e-5}, "the dialect nanogpt has no initial rate"),
         (
@@ -131,9 +132,9 @@ def test_what_counting_shows_to_be_wrong_is_named(plan_of: Any, flags: dict[str,
 
 
 def test_mistakes_of_the_configuration_and_of_counting_come_together(plan_of: Any) -> None:
-    config = RunConfig.model_validate({"name": "a/b", "schedule": {"dialect": "x"}, "model": {"pad_vocab_to": 3}})
+    config = RunConfig.model_validate({"name": "a/b", "schedule": {"dialect": "book"}, "model": {"pad_vocab_to": 3}})
     with pytest.raises(
-        ConfigError, match=r"^4 mistakes .*\n  name.*\n  schedule\.dialect.*\n  model\.pad.*\n  sample\.every"
+        ConfigError, match=r"^4 mistakes .*\n  name.*\n  schedule\.initial_lr.*\n  model\.pad.*\n  sample\.every"
     ):
         resolve(config)
 
@@ -189,8 +190,8 @@ def test_a_time_counts_the_small_steps_of_a_ramp_as_small(plan_of: Any) -> None:
     assert timed.num_steps > 60 / 1.6
 
 
-@pytest.mark.parametrize(("flags", "multiple"), [({}, 4), ({"micro_batch": "auto"}, 4), ({"micro_batch": 6}, 2)])
-def test_a_ramp_grows_by_what_fits_its_ends_and_the_micro_batch(
+@pytest.mark.parametrize(("flags", "multiple"), [({}, 4), ({"micro_batch": "auto"}, 4), ({"micro_batch": 6}, 4)])
+def test_a_ramp_grows_by_what_fits_its_ends_whatever_the_micro_batch(
     plan_of: Any, flags: dict[str, object], multiple: int
 ) -> None:
     assert plan_of("demo", RAMP | flags).batch.multiple_of == multiple
@@ -276,7 +277,6 @@ def test_weight_decay_and_momentum_move_where_the_configuration_says_so(plan_of:
     decay, momentum = plan.schedules["weight_decay"], plan.schedules["momentum"]
     assert [decay(step) for step in (0, 1199, 5000)] == pytest.approx([0.1, 0.01, 0.01], rel=1e-12)
     assert [momentum(step) for step in (0, 60, 120, 1199)] == pytest.approx([0.8, 0.85, 0.9, 0.9])
-    assert plan_of("demo", {"schedule.warmup": 0, "schedule.initial_momentum": 0.8}).schedules["momentum"](0) == 0.9
 
 
 def test_planning_a_recipe_imports_nothing_heavy() -> None:

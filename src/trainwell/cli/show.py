@@ -217,7 +217,7 @@ def _step_facts(plan: Plan, step: int) -> dict[str, Any]:
 
     return {
         "step": step,
-        "lr": plan.lr(step),
+        **{setting: value(step) for setting, value in plan.schedules.items()},
         "because": explain(plan, step),
         "batch_size": plan.batch.size(step),
         "batch_because": explain_batch(plan, step),

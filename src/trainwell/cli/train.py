@@ -17,7 +17,7 @@ from trainwell.cli import parts
 from trainwell.cli.flags import with_config_flags
 from trainwell.config import checks
 from trainwell.data.prepare import TokenStore, prepare
-from trainwell.errors import ConfigError, OutOfMemoryError, StoppedError
+from trainwell.errors import CheckError, ConfigError, OutOfMemoryError, StoppedError
 from trainwell.planning.lints import findings
 from trainwell.planning.model_size import count_parameters
 from trainwell.planning.resolve import NeedsTimingError, resolve
@@ -91,7 +91,7 @@ def _refuse_warnings(start: Start, store: TokenStore | None) -> None:
     warnings = [finding.line().removeprefix("warning: ") for finding in found if finding.level == "warning"]
     if warnings:
         what = "one warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
-        raise ConfigError(
+        raise CheckError(
             "\n  ".join([f"--strict: the plan has {what}, so nothing was started:", *warnings])
             + "\nChange them, or start without --strict"
         )

@@ -13,6 +13,8 @@ from trainwell.config.tree import RunConfig, ScheduleConfig
 from trainwell.config.values import Duration
 from trainwell.errors import ConfigError
 
+_MOST_TOKENS = 10**18
+"""Of a ramp: a thousand times the largest corpus there is."""
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -49,8 +51,9 @@ def error(lines: Sequence[str]) -> ConfigError:
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Give "; did you mean x?" for the nearest of `allowed`, to end a message with; nothing when none is near."""
-    near = difflib.get_close_matches(given, list(allowed), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    spelled = {name.lower(): name for name in allowed}
+    near = difflib.get_close_matches(given.lower(), list(spelled), n=1)
+    return f"; did you mean {spelled[near[0]]}?" if near else ""
 
 
 def sequences(config: RunConfig) -> int:
@@ -61,12 +64,9 @@ def sequences(config: RunConfig) -> int:
 
 
 def ramp_multiple(config: RunConfig) -> int:
-    """Sequences by which a ramp grows; where that is left open, what fits both ends of it and the micro-batch."""
-    given = config.batch_ramp.multiple_of
-    if given is not None:
-        return given
-    start, micro_batch = (config.batch_ramp.from_tokens or 0) // config.data.seq_len, config.micro_batch
-    return math.gcd(start, sequences(config), *([] if micro_batch == "auto" else [micro_batch]))
+    """Sequences by which a ramp grows; where that is left open, the most that both ends of it are a multiple of."""
+    start = (config.batch_ramp.from_tokens or 0) // config.data.seq_len
+    return config.batch_ramp.multiple_of or math.gcd(start, sequences(config))
 
 
 def warmup_is_too_long(config: RunConfig) -> bool:
@@ -116,9 +116,14 @@ def _ramp_problems(config: RunConfig) -> list[str]:
             f"batch_ramp.multiple_of: {multiple} does not fit a climb from {start} to {full} sequences; it must divide "
             f"the second and be at most the first: give {fits}, or a divisor of it"
         )
+    elif ramp.stages is not None and ramp.stages > full - start:
+        found.append(
+            f"batch_ramp.stages: {ramp.stages} is more than the {full - start} sequences by which the batch grows; "
+            "give at most that, or null to climb with every step"
+        )
     if ramp.over is None:
         found.append('batch_ramp.over: it is null; say how long the climb takes, such as "4B tokens"')
-    elif ramp.over.unit not in {"tokens", "epochs"} or not ramp.over.amount:
+    elif ramp.over.unit not in {"tokens", "epochs"} or not 0 < ramp.over.amount < _MOST_TOKENS:
         found.append(
             f'batch_ramp.over: {ramp.over} is no length of a climb; give tokens, such as "4B tokens", or epochs'
         )
@@ -200,6 +205,11 @@ def _rate_problems(config: RunConfig) -> list[str]:
             f"schedule.initial_momentum: {plan.initial_momentum:g} is for adamw, and optim.name is muon; "
             'leave it out, or give the schedule in Python: build(..., schedules={"momentum": ...})'
         )
+    if plan.initial_momentum is not None and not plan.warmup.amount:
+        found.append(
+            f"schedule.initial_momentum: {plan.initial_momentum:g} has no effect, because it rises over a warmup, and "
+            f"schedule.warmup is {plan.warmup}; give one, or leave it out"
+        )
     return found + (_own_problems(plan) if plan.dialect is None else _fixed_by_dialect(plan))
 
 
@@ -209,6 +219,11 @@ def _own_problems(plan: ScheduleConfig) -> list[str]:
         found.append(
             "schedule.reach_min: true has no effect, because trainwell's own schedule reaches its minimum; "
             "leave it out, or name a schedule.dialect"
+        )
+    if plan.decay_steps is not None and plan.decay != "wsd":
+        found.append(
+            f"schedule.decay_steps: {plan.decay_steps} has no effect, because schedule.decay {plan.decay} begins at "
+            "the end of the warmup; leave it out, or give schedule.decay wsd"
         )
     if plan.warmup_shape == "exponential" and (plan.initial_lr is None or not plan.initial_lr.amount):
         found.append(

@@ -90,6 +90,10 @@ def dump_yaml(value: object, *, flow: bool = False) -> str:
 def read_config_file(path: Path) -> dict[str, Any]:
     """Read a .yaml, .yml, .toml or .json file into a dictionary; ConfigError says what is wrong with it and where."""
     if path.suffix.lower() not in FORMATS or path.is_dir():
+        if not path.exists():
+            raise ConfigError(
+                f"there is nothing at {path}: no run and no config file, whose name would end in {', '.join(FORMATS)}"
+            )
         kind = "folder" if path.is_dir() else "file"
         raise ConfigError(f"{path} is a {kind}, not a config file; the name of one ends in {', '.join(FORMATS)}")
     text = _read_text(path)
@@ -114,7 +118,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"there is no config file {path}; `trainwell show demo --yaml > {path}` writes one") from None
+        raise ConfigError(
+            f"there is no config file {path}; `trainwell show demo --yaml > {path.with_suffix('.yaml')}` writes one"
+        ) from None
     except OSError as error:
         raise ConfigError(f"the config file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

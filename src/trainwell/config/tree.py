@@ -12,6 +12,30 @@ from trainwell.config.values import Duration, Share
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
+Dialect = Literal[
+    "book",
+    "build-nanogpt",
+    "composer",
+    "exponential",
+    "flashcard-1",
+    "gpt3",
+    "hf-cosine",
+    "hf-cosine-warmup-with-min-lr",
+    "hf-cosine-with-min-lr",
+    "hf-inverse-sqrt",
+    "hf-linear",
+    "litgpt",
+    "llm.c",
+    "llm.c-wsd",
+    "nanochat",
+    "nanogpt",
+    "nanotron",
+    "olmo-core",
+    "torchtitan",
+    "torchtitan-1-sqrt",
+    "torchtitan-linear",
+]
+
 
 class Section(BaseModel):
     """A group of keys: frozen, strict about names; the docstrings of its fields are the help."""
@@ -87,8 +111,8 @@ class OptimConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate as a function of the step."""
 
-    dialect: str | None = None
-    """Use another system's exact formula: book, nanogpt, build-nanogpt, gpt3; null is trainwell's own."""
+    dialect: Dialect | None = None
+    """Use another system's exact formula; null is trainwell's own."""
     warmup: Duration = Duration.parse("10%")
     """Length of the warmup; 0 for none. Per cents are of the horizon."""
     warmup_shape: Literal["linear", "exponential"] = "linear"
@@ -121,7 +145,7 @@ class BatchRampConfig(Section):
     stages: Positive | None = None
     """Climb in so many equal stages (Megatron-LM); null climbs in a line, a little with every step (GPT-3)."""
     multiple_of: Positive | None = None
-    """Sequences by which the batch grows at a time; null is the first start's micro_batch, or what of it fits."""
+    """Sequences by which the batch grows at a time; null is the most that both ends of the climb allow."""
     lr_scaling: Literal["none", "sqrt"] = "none"
     """sqrt: multiply the learning rate by the square root of the share of the full batch (Malladi et al., 2022)."""
 

@@ -120,5 +120,8 @@ class BatchPlan:
         full_from = self.examples_before(self.ramp_steps)
         if examples >= full_from:
             return self.ramp_steps + Fraction(examples - full_from) / self.batch_size
-        step = bisect_right(range(self.ramp_steps), examples, key=self.examples_before) - 1
+        step, end = 0, self.ramp_steps
+        while end - step > 1:
+            middle = (step + end) // 2
+            step, end = (middle, end) if self.examples_before(middle) <= examples else (step, middle)
         return step + Fraction(examples - self.examples_before(step)) / self.size(step)

@@ -80,7 +80,7 @@ def hf_inverse_sqrt(peak: float, initial: float | None, minimum: float, warmup: 
 
 def nanochat(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
     """Give nanochat's: at the peak until the last 65 % of the horizon, then a line to 5 % of it."""
-    down, floor = round(0.65 * horizon), 0.05
+    down, floor = OWN_DECAY["nanochat"](horizon), 0.05
 
     def fall(step: int) -> float:
         left = min(1.0, (horizon - step) / down)
@@ -91,7 +91,7 @@ def nanochat(peak: float, initial: float | None, minimum: float, warmup: int, ho
 
 def llm_c_wsd(peak: float, initial: float | None, minimum: float, warmup: int, horizon: int) -> Schedule:
     """Give llm.c's `wsd`: at the peak for 80 % of the horizon, then down with one minus a square root."""
-    start, floor = int(0.8 * horizon), minimum / peak
+    start, floor = horizon - OWN_DECAY["llm.c-wsd"](horizon), minimum / peak
 
     def fall(step: int) -> float:
         if step < start:
@@ -210,6 +210,12 @@ IN_TOKENS = frozenset({"gpt3"})
 
 TAKE_DECAY_STEPS = frozenset({"torchtitan", "torchtitan-1-sqrt", "torchtitan-linear"})
 """Those that may stay at the peak before they decay."""
+
+OWN_DECAY: dict[str, Callable[[int], int]] = {
+    "llm.c-wsd": lambda horizon: horizon - int(0.8 * horizon),
+    "nanochat": lambda horizon: round(0.65 * horizon),
+}
+"""Those that stay at the peak and then decay over a share of the horizon: the steps of that, by the horizon."""
 
 AT_MINIMUM_LAST = frozenset({"hf-cosine-warmup-with-min-lr", "olmo-core"})
 """Those whose last step is at the minimum; the rest, but for NO_END, stop a step short of it."""

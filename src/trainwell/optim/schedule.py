@@ -7,7 +7,7 @@ with `schedule(s)`. Rising and falling are separate functions of their progress,
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -46,7 +46,9 @@ def own(
 
     Raises ValueError for numbers that no schedule has: see `check`.
     """
-    check(peak, warmup, horizon, shape=shape, initial_lr=initial_lr, decay=decay, decay_steps=decay_steps)
+    check(
+        peak, warmup, horizon, shape=shape, initial_lr=initial_lr, decay=decay, decay_steps=decay_steps, min_lr=min_lr
+    )
     rise = warmup_from(peak, warmup, initial_lr, shape)
     fall = _fall(peak, warmup, horizon, decay, decay_steps, min_lr)
     return lambda step: rise(step) if step < warmup else fall(step)
@@ -61,8 +63,17 @@ def check(
     initial_lr: float | None = None,
     decay: DecayShape = "cosine",
     decay_steps: int = 0,
+    min_lr: float = 0.0,
 ) -> None:
     """Raise ValueError, in words for whoever chose the numbers, when no schedule can be laid out with them."""
+    for name, given, allowed in (("shape", shape, get_args(WarmupShape)), ("decay", decay, get_args(DecayShape))):
+        if given not in allowed:
+            raise ValueError(f"{name} {given!r} is not known; give one of {', '.join(allowed)}")
+    if not (peak > 0 and warmup >= 0 and 0 <= min_lr <= peak and 0 <= (initial_lr or 0.0) <= peak):
+        raise ValueError(
+            f"a peak of {peak}, an initial rate of {initial_lr}, a minimum of {min_lr} and a warmup of {warmup} do not "
+            "go together: the peak must be above 0, both rates between 0 and the peak, and the warmup not below 0"
+        )
     if warmup >= horizon:
         raise ValueError(f"a warmup of {warmup} steps leaves nothing of a horizon of {horizon}")
     if initial_lr is not None and warmup < 2:
@@ -110,7 +121,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
     ):
         raise ValueError(
             f"{len(schedules)} schedules and the boundaries {list(boundaries)} do not join; "
-            f"give {len(schedules) - 1} steps in rising order above 0"
+            f"give at least one schedule, and {max(0, len(schedules) - 1)} steps in rising order above 0"
         )
 
     def joined(step: int) -> float:
@@ -127,6 +138,9 @@ def as_torch(schedule: Schedule, optimizer: "Optimizer") -> "LambdaLR":
     bit; a group's `lr_scale` counts. Raises ValueError for a group made with rate 0, which nothing can scale.
     """
     from torch.optim.lr_scheduler import LambdaLR  # here, because nothing else in this module needs torch
+
+    if not hasattr(optimizer, "param_groups"):
+        raise ValueError(f"as_torch takes a schedule and an optimizer, not {type(optimizer).__name__}")
 
     def factor_of(group: dict[str, float]) -> Schedule:
         made_with = float(group.get("initial_lr", group["lr"]))

@@ -101,6 +101,8 @@ def count_lengths(config: RunConfig, count: Counter) -> Lengths:
     if (plan.decay == "wsd" and plan.dialect is None) or plan.dialect in dialects.TAKE_DECAY_STEPS:
         length = plan.decay_steps or (Duration.parse("20%") if plan.dialect is None else None)
         decay_steps = 0 if length is None else count.steps("schedule.decay_steps", length, of=horizon, epochs=nearest)
+    elif plan.dialect in dialects.OWN_DECAY:
+        decay_steps = min(dialects.OWN_DECAY[plan.dialect](laid_out[1]), horizon - warmup)
     clip_from = warmup
     if isinstance(config.optim.clip_from, Duration):
         clip_from = count.steps("optim.clip_from", config.optim.clip_from, of=num_steps, epochs=nearest)

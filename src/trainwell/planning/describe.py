@@ -77,7 +77,7 @@ def joints(plan: Plan) -> list[Joint]:
         middle = int(plan.batch.position(Fraction(sum(plan.laid_out), 2 * plan.seq_len)))
     named = {0: "start"}
     if plan.warmup:
-        named[peak] = "peak"
+        named[peak] = "peak" if plan.lr is plan.rate else "end of the warmup"
     if plan.decay_steps:
         named[falls_from] = "decay starts"
     named.setdefault(middle, "middle" if plan.rate(middle) == plan.config.optim.lr else "middle of the decay")
@@ -170,6 +170,8 @@ def _formula(plan: Plan, step: int) -> str:
         return "m"
     if step >= plan.warmup and value == peak:
         return "P"
+    if config.dialect == "hf-inverse-sqrt" and not plan.warmup:
+        return "P x sqrt(10000/(s + 10000))"
     if config.dialect is not None:
         return dialects.FORMULAS[config.dialect][step >= plan.warmup]
     if step < plan.warmup:

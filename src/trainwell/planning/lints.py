@@ -205,6 +205,7 @@ def _tokens_per_parameter(plan: Plan) -> Iterator[Finding]:
 
 _LINTS = (
     rate_lints.ends_early,
+    rate_lints.batch_stays_small,
     rate_lints.goes_on,
     rate_lints.zero_at_first,
     rate_lints.zero_at_last,

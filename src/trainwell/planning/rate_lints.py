@@ -42,6 +42,44 @@ def ends_early(plan: Plan) -> Iterator[Finding]:
         )
 
 
+def batch_stays_small(plan: Plan) -> Iterator[Finding]:
+    """A run that ends inside its batch ramp, one whose rate never gets to its peak for it, and a ramp that is off."""
+    ramp, config = plan.batch.ramp, plan.config.batch_ramp
+    if ramp is None and (config.over is not None or config.stages is not None):
+        what = "over" if config.over is not None else "stages"
+        yield Finding(
+            name="batch-ramp-off",
+            level="warning",
+            key=f"batch_ramp.{what}",
+            what=f"batch_ramp.{what} {getattr(config, what)} has no effect, because batch_ramp.from_tokens is null",
+            where="every step",
+            why="every step takes the full batch",
+            change="batch_ramp.over: null\nbatch_ramp.stages: null",
+        )
+    elif plan.num_steps < plan.batch.ramp_steps:
+        yield Finding(
+            name="run-ends-in-ramp",
+            level="warning",
+            key="batch_ramp.over",
+            what=f"the run ends inside its batch ramp of {plan.batch.ramp_steps:,} steps: none has the full batch",
+            where=at(plan, plan.num_steps - 1),
+            why=f"the last step takes {plan.batch.size(plan.num_steps - 1):,} of {plan.batch.batch_size:,} sequences",
+            change="batch_ramp.from_tokens: null\nbatch_ramp.over: null\nbatch_ramp.stages: null",
+        )
+    elif plan.lr is not plan.rate and plan.warmup < plan.batch.ramp_steps:
+        highest = max(range(0, plan.num_steps, max(1, plan.num_steps // 64)), key=plan.lr)
+        yield Finding(
+            name="peak-never-reached",
+            level="note",
+            key="batch_ramp.lr_scaling",
+            what=f"the rate grows with the batch, which is full only after the warmup: its highest is about "
+            f"{rate(plan.lr(highest))}, not {rate(plan.config.optim.lr)}",
+            where=at(plan, highest),
+            why="by the time the batch is full the decay has begun",
+            change="batch_ramp.lr_scaling: none",
+        )
+
+
 def goes_on(plan: Plan) -> Iterator[Finding]:
     """A run that is longer than its schedule: the rate stays where the schedule ends, or rises again."""
     steps, horizon = plan.num_steps, plan.horizon
@@ -103,7 +141,9 @@ def zero_at_last(plan: Plan) -> Iterator[Finding]:
         lost += last - horizon + (plan.lr(horizon - 1) == 0)
     change = "schedule.min_lr: 10%"
     if plan.config.schedule.dialect in dialects.OWN_MINIMUM:
-        change = "schedule.horizon: null" if last >= horizon else "schedule.reach_min: false"
+        reaching = plan.config.schedule.reach_min
+        longer = "schedule.horizon: null" if last >= horizon else ""
+        change = "\n".join(filter(None, [longer, "schedule.reach_min: false" if reaching else ""]))
     yield Finding(
         name="rate-zero-at-last",
         level="warning",
@@ -138,6 +178,7 @@ def peak(plan: Plan) -> Iterator[Finding]:
     peak, warmup = plan.config.optim.lr, plan.warmup
     if not 0 < warmup < min(plan.num_steps, plan.horizon):
         return
+    stays = plan.config.schedule.decay_steps is not None
     before, after, later = (math.isclose(plan.lr(warmup + by), peak, rel_tol=1e-14) for by in (-1, 0, 1))
     if before and after and not later:
         yield Finding(
@@ -147,7 +188,7 @@ def peak(plan: Plan) -> Iterator[Finding]:
             what=f"the peak {rate(peak)} comes twice: on the last step of the warmup and on the one after it",
             where=f"steps {warmup - 1:,} and {warmup:,}",
             why="the first step of the decay does not decay, so all of it comes a step later than with one peak",
-            change="schedule.dialect: nanogpt",
+            change="schedule.dialect: nanogpt" + ("\nschedule.decay_steps: null" if stays else ""),
         )
 
 
@@ -188,7 +229,7 @@ def ends(plan: Plan) -> Iterator[Finding]:
             what=f"the dialect {config.dialect} has an end of its own: schedule.min_lr is not used",
             where=at(plan, plan.horizon - 1),
             why=f"the horizon ends at {rate(plan.lr(plan.horizon - 1))}, whatever minimum is named",
-            change=_own_schedule(plan),
+            change=_own_schedule(plan, "\nschedule.initial_lr: null" if config.initial_lr is not None else ""),
         )
     elif config.initial_lr is not None and has_end(plan):
         initial, minimum = config.initial_lr.of(peak), config.min_lr.of(peak)
@@ -220,7 +261,8 @@ def _without_zero(plan: Plan) -> str:
     """The nearest schedule whose step 0 does something."""
     match plan.config.schedule.dialect:
         case "hf-cosine-with-min-lr":
-            return "schedule.dialect: hf-cosine-warmup-with-min-lr"
+            off = "\nschedule.reach_min: false" if plan.config.schedule.reach_min else ""
+            return f"schedule.dialect: hf-cosine-warmup-with-min-lr{off}"
         case "hf-linear":
             return _own_schedule(plan, "\nschedule.decay: linear")
         case "hf-inverse-sqrt":

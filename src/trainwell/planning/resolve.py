@@ -151,7 +151,8 @@ def _length_problems(config: RunConfig, lengths: Lengths) -> list[str]:
             f"which is {lengths.warmup} steps; give schedule.warmup 2 steps or more, or leave initial_lr out"
         )
     room = lengths.horizon - lengths.warmup
-    staying = plan.decay == "wsd" if plan.dialect is None else plan.decay_steps is not None
+    takes = plan.dialect in dialects.TAKE_DECAY_STEPS and plan.decay_steps is not None
+    staying = plan.decay == "wsd" if plan.dialect is None else takes
     if staying and not 0 < lengths.decay_steps <= room:
         found.append(
             f"schedule.decay_steps: {plan.decay_steps or '20%'} comes to {lengths.decay_steps} steps; "
@@ -169,11 +170,6 @@ def _dialect_problems(config: RunConfig) -> list[str]:
     plan = config.schedule
     if plan.dialect is None:
         return []
-    if plan.dialect not in dialects.DIALECTS:
-        return [
-            f"schedule.dialect: there is no {plan.dialect!r}; allowed are {', '.join(dialects.DIALECTS)}, "
-            f"or null for trainwell's own{checks.did_you_mean(plan.dialect, dialects.DIALECTS)}"
-        ]
     if plan.initial_lr is not None and plan.dialect not in dialects.READ_INITIAL:
         return [
             f"schedule.initial_lr: the dialect {plan.dialect} has no initial rate; leave one of the two out "
@@ -217,7 +213,8 @@ def _rate(config: RunConfig, lengths: Lengths, batch: BatchPlan) -> Schedule:
     initial = None if plan.initial_lr is None else plan.initial_lr.of(peak)
     minimum = plan.min_lr.of(peak)
     if plan.dialect is not None:
-        more = {"decay_steps": lengths.decay_steps} if lengths.decay_steps else {}
+        staying = plan.dialect in dialects.TAKE_DECAY_STEPS and lengths.decay_steps
+        more = {"decay_steps": lengths.decay_steps} if staying else {}
         rate = dialects.DIALECTS[plan.dialect](peak, initial, minimum, *lengths.laid_out, **more)
         return schedule.by_tokens(rate, batch) if plan.dialect in dialects.IN_TOKENS else rate
     return schedule.own(

@@ -143,8 +143,7 @@ def _continued(run: RunDir, wanted: RunConfig, decided: tuple[str, ...] = ()) ->
 def _left_open(key: str, value: Any) -> bool:
     """Whether a wanted value says no more than: as you see fit; the run has seen fit, and written what."""
     measured = key == "duration" and str(value).endswith("minutes")
-    fitted = key == "batch_ramp.multiple_of" and value is None
-    return value == "auto" or key.startswith("custom") or measured or fitted
+    return value == "auto" or key.startswith("custom") or measured
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

@@ -104,7 +104,10 @@ def compare(left: Side, right: Side) -> Comparison:
         first_batch=_first_batch(one, other, looked_at),
         tokens=(one.batch.tokens_before(one.num_steps), other.batch.tokens_before(other.num_steps)),
         config=config_difference(one.config, other.config),
-        curve=tuple(Point(step, one.lr(step), other.lr(step)) for step in grid(common, _CURVE)),
+        curve=tuple(
+            Point(step, one.lr(step), other.lr(step))
+            for step in sorted({*grid(common, _CURVE), *(at for at in (*turns(one), *turns(other)) if at < common)})
+        ),
     )
 
 

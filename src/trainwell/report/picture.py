@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainwell.errors import StorageError
+from trainwell.errors import ConfigError, StorageError
 from trainwell.runs.console import short_count
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey.
 TRAIN, VAL, MARK, INK, PALE = "#0072B2", "#D55E00", "#009E73", "#333333", "#B8B8B8"
 FAINT = "#555555"
-_LEFT, _WIDTH, _BOTTOM, _TOP, _GAP = 0.085, 0.885, 0.55, 0.85, 0.24
+_LEFT, _WIDTH, _BOTTOM, _TOP, _GAP = 0.1, 0.87, 0.55, 0.85, 0.24
 """The frame: shares of the width, then inches."""
 
 
@@ -56,6 +56,8 @@ def save(figure: Figure, path: Path, kind: str) -> None:
     """
     import matplotlib
 
+    if path.suffix.lower().lstrip(".") in {"png", "svg", "pdf", "jpg", "jpeg"} - {kind}:
+        raise ConfigError(f"--{kind} {path}: the picture would be {kind.upper()}; name a file that ends in .{kind}")
     settings: dict[Any, str] = {"svg.hashsalt": "trainwell", "svg.fonttype": "none"}
     try:
         with matplotlib.rc_context(settings):  # these two can be said nowhere else

@@ -48,7 +48,8 @@ def show_recipe(plan: Plan, recipe: Recipe) -> RenderableType:
         *_notes(notes(plan)),
         *_next(
             f"trainwell train {recipe.name}{' --data.path TEXT' if training_problems(plan.config) else ''}",
-            f"trainwell show {recipe.name} --yaml > my.yaml",
+            # a file of the user's own is never named as the one to write
+            *([f"trainwell show {recipe.name} --yaml > my-{recipe.name}.yaml"] if recipe.config else []),
         ),
     )
 
@@ -96,6 +97,9 @@ def show_step(
     )
     if plan.batch.ramp is not None:
         table.add_row("because", explain_batch(plan, step))
+    for setting, value in plan.schedules.items():
+        if setting != "lr":
+            table.add_row(setting.replace("_", " "), f"{value(step):.6g}")
     table.add_row("before it", f"{tokens:,} tokens{_epochs(plan, step)}")
     for key, value in (row or {}).items():
         if key.startswith("train/") and value is not None:
