@@ -2,7 +2,9 @@
 
 import ast
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +13,9 @@ from trainwell.cli.app import run
 from trainwell.config.load import load
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
+
+Command = Callable[..., Any]
+Refused = Callable[..., str]
 
 MODEL = ("--data.seq-len", "128", "--model.num-layers", "4", "--model.num-heads", "4", "--model.width", "128")
 """The model whose parameters are counted below."""
@@ -166,23 +171,23 @@ def test_a_picture_of_one_step_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "leave out @STEP" in refused(capsys, "demo@3", "--png", "a.png")
 
 
-def test_what_is_nowhere_is_said_to_be_nowhere(refused: Callable[..., str]) -> None:
+def test_what_is_nowhere_is_said_to_be_nowhere(refused: Refused) -> None:
     assert "there is nothing at runs/nope: no run and no config file" in refused(2, "show", "runs/nope")
 
 
-def test_a_picture_is_not_written_under_the_name_of_another_kind(refused: Callable[..., str]) -> None:
+def test_a_picture_is_not_written_under_the_name_of_another_kind(refused: Refused) -> None:
     assert "--png x.svg: the picture would be PNG; name a file that ends in .png" in refused(
         2, "show", "demo", "--png", "x.svg"
     )
 
 
-def test_what_else_is_scheduled_is_shown_with_a_step(command: Callable[..., Any]) -> None:
+def test_what_else_is_scheduled_is_shown_with_a_step(command: Command) -> None:
     said = command("show", "demo@0", "--schedule.final-weight-decay", "0", "--schedule.initial-momentum", "0.5").out
     assert "weight decay  0.1" in said
     assert "momentum      0.5" in said
 
 
-def test_a_file_of_the_users_own_is_never_named_as_one_to_write(command: Callable[..., Any], own_folders: Path) -> None:
+def test_a_file_of_the_users_own_is_never_named_as_one_to_write(command: Command, own_folders: Path) -> None:
     (own_folders / "my.yaml").write_text("duration: 100\n")
     assert "> my" not in command("show", "my.yaml").out
     assert "> my-demo.yaml" in command("show", "demo").out
