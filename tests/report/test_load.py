@@ -37,6 +37,13 @@ def test_the_status_says_where_the_run_stands(make_run: Maker) -> None:
     assert load_run(make_run(taken=0, name="none")).status == "not started"
 
 
+def test_a_run_with_parts_of_a_script_is_continued_by_that_script(make_run: Maker) -> None:
+    path = make_run(taken=300)
+    config = RunDir(path).config_yaml
+    config.write_text(config.read_text() + "\ncustom: {model: mine.py:MyGPT}\n")
+    assert load_run(path).status.endswith("; continue it in the script that has its parts")
+
+
 def test_a_run_that_somebody_trains_is_running(make_run: Maker) -> None:
     path = make_run(taken=300)
     with RunDir(path).lock():

@@ -65,7 +65,9 @@ class RunData:
             return f"finished after {self.steps_done} steps"
         if not self.steps_done:
             return "not started"
-        return f"stopped after step {self.steps_done - 1}{of}; continue it with: trainwell train {self.dir.path}"
+        command = f"with: trainwell train {self.dir.path}"
+        how = "in the script that has its parts" if self.config.custom else command
+        return f"stopped after step {self.steps_done - 1}{of}; continue it {how}"
 
 
 def load_run(path: Path) -> RunData:
