@@ -300,12 +300,16 @@ class Run:
 
     def sample(self) -> None:
         """Generate text from the current state; print it and append it to samples.txt."""
-        step, prompt = self.trainer.step, self.config.sample.prompt
-        text = prompt + self._generate(self.config.sample.tokens)
-        with self.run_dir.samples_txt.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"=== step {step} | prompt {json.dumps(prompt)} ===\n{text}\n")
-        self.console.message(f"step {step:4d} | sample: {text}")
+        text = self.config.sample.prompt + self._generate(self.config.sample.tokens)
+        self.write_sample(text)
+        self.console.message(f"step {self.trainer.step:4d} | sample: {text}")
         self.metrics.pause()
+
+    def write_sample(self, text: str) -> None:
+        """Append text that the current state generated from the run's prompt to samples.txt."""
+        about = f"=== step {self.trainer.step} | prompt {json.dumps(self.config.sample.prompt)} ==="
+        with self.run_dir.samples_txt.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{about}\n{text}\n")
 
     def _generate(self, max_tokens: int) -> str:
         tokenizer, how = self.tokenizer, self.config.sample

@@ -4,7 +4,6 @@ Everything that is written is written by `trainwell.run`; this says what a loade
 configuration, and keeps the random generators, which the book's loop carries from step to step and a run's does not.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,9 +102,7 @@ class RunRecord(Record):
     def epoch_ended(self, sample: str) -> None:
         """Write the sample, and save."""
         super().epoch_ended(sample)
-        prompt = json.dumps(self._run.config.sample.prompt)
-        with self._run.run_dir.samples_txt.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"=== step {self.trainer.step} | prompt {prompt} ===\n{sample}\n")
+        self._run.write_sample(sample)
         self._run.save()
 
     def state_dict(self) -> dict[str, Any]:
