@@ -70,6 +70,7 @@ def test_tokens_are_the_exact_ramps_within_one_quantum_and_batches_are_whole_qua
         assert abs(off) <= plan.multiple_of * plan.seq_len / 2
         assert plan.size(step) % plan.multiple_of == 0
         assert 0 < plan.size(step) <= plan.batch_size
+        assert abs(plan.size(step) - plan.exact_size(step)) <= plan.multiple_of
     assert plan.size(plan.ramp_steps) == plan.batch_size
 
 

@@ -98,6 +98,12 @@ class BatchPlan:
             return self.batch_size
         return self.examples_before(step + 1) - self.examples_before(step)
 
+    def exact_size(self, step: int) -> float:
+        """Sequences in the batch of `step` before rounding to whole quanta: what a curve of them is drawn through."""
+        if self.ramp is None or step >= self.ramp_steps:
+            return float(self.batch_size)
+        return float(self.ramp.size(self.ramp.before(step)) / self.seq_len)
+
     def examples_before(self, step: int) -> int:
         """Sequences consumed before `step`: the number of the first example of its batch."""
         if self.ramp is None:

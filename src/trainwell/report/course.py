@@ -11,12 +11,13 @@ from trainwell.planning.resolve import Plan
 
 @dataclass(frozen=True)
 class Moment:
-    """One step as planned; `tokens` are those before it, `batch_size` its sequences."""
+    """One step as planned; `tokens` are those before it, `batch_size` its sequences, `exact_size` before rounding."""
 
     step: int
     tokens: int
     lr: float
     batch_size: int
+    exact_size: float
 
 
 def grid(num_steps: int, count: int) -> list[int]:
@@ -36,7 +37,11 @@ def turns(plan: Plan) -> list[int]:
 def course(plan: Plan, count: int = 400) -> list[Moment]:
     """The plan at `count` evenly spread steps and at its turns, in order: for a line through them."""
     steps = sorted({*grid(plan.num_steps, count), *turns(plan)})
-    return [Moment(step, plan.batch.tokens_before(step), plan.lr(step), plan.batch.size(step)) for step in steps]
+    batch = plan.batch
+    return [
+        Moment(step, batch.tokens_before(step), plan.lr(step), batch.size(step), batch.exact_size(step))
+        for step in steps
+    ]
 
 
 def batch_changes(plan: Plan) -> bool:

@@ -40,7 +40,7 @@ def draw_plan(plan: Plan, title: str, recorded: tuple[Sequence[float], Sequence[
         tokens_on_top(panels[0], steps, tokens, "tokens before the step")
     if grows:
         _batch_panel(panels[1])
-        _line(panels[1], moments, "batch_size", MARK, "")
+        _line(panels[1], moments, "exact_size", MARK, "")
     return figure
 
 
@@ -63,7 +63,7 @@ def draw_comparison(found: Comparison) -> Figure:
     if batches:
         _batch_panel(panels[2])
         for number, moments in enumerate(courses):
-            _line(panels[2], moments, "batch_size", (TRAIN, VAL)[number], "", dashed=number == 1)
+            _line(panels[2], moments, "exact_size", (TRAIN, VAL)[number], "", dashed=number == 1)
     return figure
 
 
@@ -103,9 +103,8 @@ def _batch_panel(axes: Axes) -> None:
 def _line(axes: Axes, moments: Sequence[Moment], what: str, color: str, name: str, *, dashed: bool = False) -> None:
     steps, values = [moment.step for moment in moments], [getattr(moment, what) for moment in moments]
     style = (0, (4, 3)) if dashed else "-"
-    drawn = "steps-mid" if what == "batch_size" else "default"  # a batch grows at once, and not between two steps
     width, order = (1.6, 3) if dashed else (2.2, 2)
-    axes.plot(steps, values, color=color, lw=width, ls=style, drawstyle=drawn, zorder=order, label=name)
+    axes.plot(steps, values, color=color, lw=width, ls=style, zorder=order, label=name)
 
 
 def _joints(axes: Axes, plan: Plan, moments: Sequence[Moment], *, below_legend: bool) -> None:

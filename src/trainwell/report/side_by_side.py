@@ -53,7 +53,7 @@ def _charts(sides: tuple[Side, Side]) -> Iterable[RenderableType]:
     yield Chart("learning rate over steps", lines("lr"), last, numbers=".2e")
     if any(batch_changes(side.plan) for side in sides):
         yield Text()
-        yield Chart("sequences a step, over steps", lines("batch_size"), last, numbers=",.0f", height=7)
+        yield Chart("sequences a step, over steps", lines("exact_size"), last, numbers=",.0f", height=7)
 
 
 def _findings(found: Comparison) -> Table:

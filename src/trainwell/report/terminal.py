@@ -63,7 +63,7 @@ def plan_charts(plan: Plan, recorded: Sequence[tuple[int, float]] = ()) -> Itera
         lines = [Series(recorded, name="recorded"), Series(planned, name="planned", dashed=True)]
     yield Chart("learning rate over steps", lines, last, numbers=".2e")
     if batch_changes(plan):
-        sizes = Series([(moment.step, moment.batch_size) for moment in moments])
+        sizes = Series([(moment.step, moment.exact_size) for moment in moments])
         yield Text()
         yield Chart("sequences a step, over steps", [sizes], last, numbers=",.0f", height=7)
 
