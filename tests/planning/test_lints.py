@@ -15,7 +15,7 @@ from trainwell.config.syntax import parse_yaml
 from trainwell.data.prepare import prepare
 from trainwell.errors import ConfigError
 from trainwell.optim import dialects
-from trainwell.planning.lints import findings, notes
+from trainwell.planning.lints import findings
 from trainwell.planning.resolve import Plan, resolve
 
 Flags = dict[str, object]
@@ -336,10 +336,8 @@ def test_the_recipes_that_people_start_with_have_nothing_to_say(plan_of: Any, re
     assert findings(plan_of(recipe, tokens=tokens, as_shipped=True)) == []
 
 
-def test_notes_are_the_findings_in_a_sentence_each(plan_of: Any) -> None:
-    plan = plan_of("book", tokens=4612)
-    assert notes(plan) == [finding.what for finding in findings(plan)]
-    short, late, passes, few = notes(plan)
+def test_the_books_run_is_found_to_be_what_the_book_says_of_it(plan_of: Any) -> None:
+    short, late, passes, few = (finding.what for finding in findings(plan_of("book", tokens=4612)))
     assert short == "the dialect book stops just short of its minimum: the last step has 1.021e-5, 2.1 % above 1e-5"
     assert late == "the first 27 steps are not clipped, during the warmup"
     assert passes.startswith("the run reads its text 15 times")

@@ -282,7 +282,7 @@ def test_weight_decay_and_momentum_move_where_the_configuration_says_so(plan_of:
 def test_planning_a_recipe_imports_nothing_heavy() -> None:
     code = (
         "import sys; from trainwell.config.load import load; from trainwell.planning import describe, lints, resolve;"
-        "plan = resolve.resolve(load('gpt2-124m')); describe.joints(plan); lints.notes(plan);"
+        "plan = resolve.resolve(load('gpt2-124m')); describe.joints(plan); lints.findings(plan);"
         "sys.exit(', '.join({'torch', 'numpy', 'rich', 'matplotlib'} & sys.modules.keys()) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)

@@ -182,12 +182,12 @@ def _run_facts(run: RunData) -> dict[str, Any]:
 
 
 def _plan_facts(plan: Plan) -> dict[str, Any]:
-    from trainwell.planning.lints import notes
+    from trainwell.planning.lints import findings
 
     return {
         "name": plan.config.name,
         **_schedule_facts(plan),
-        "notes": notes(plan),
+        "findings": [asdict(finding) for finding in findings(plan)],
         "config": plan.config.model_dump(mode="json"),
     }
 

@@ -36,11 +36,6 @@ def findings(plan: Plan) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.level == "note")
 
 
-def notes(plan: Plan) -> list[str]:
-    """Give the same in short: one sentence each, most important first; nothing for a run without surprises."""
-    return [finding.what for finding in findings(plan)]
-
-
 def _accepted(finding: Finding, config: RunConfig, name: str) -> Finding:
     reason = read_recipe(name).accepts.get(finding.name)
     if reason is None or _value(config, finding.key) != _value(_shipped(name), finding.key):

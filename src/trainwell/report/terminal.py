@@ -17,7 +17,8 @@ from rich.text import Text
 from trainwell.config.checks import training_problems
 from trainwell.config.load import Recipe
 from trainwell.planning.describe import batch_line, explain, explain_batch, joints, schedule_line
-from trainwell.planning.lints import notes
+from trainwell.planning.finding import Finding
+from trainwell.planning.lints import findings
 from trainwell.planning.model_size import count_parameters, flops_per_token
 from trainwell.planning.resolve import Plan
 from trainwell.report.axes import FAINT, Chart, facts, heading
@@ -45,7 +46,7 @@ def show_recipe(plan: Plan, recipe: Recipe) -> RenderableType:
         _joint_table(plan),
         Text(),
         _arithmetic(plan),
-        *_notes(notes(plan)),
+        *_findings(findings(plan)),
         *_next(
             f"trainwell train {recipe.name}{' --data.path TEXT' if training_problems(plan.config) else ''}",
             # a file of the user's own is never named as the one to write
@@ -250,8 +251,9 @@ def _files(run: RunData) -> Table:
     return table
 
 
-def _notes(lines: Sequence[str]) -> Iterable[RenderableType]:
-    return [Text(), *(Text(f"note: {line}", "yellow") for line in lines)] if lines else []
+def _findings(found: Sequence[Finding]) -> Iterable[RenderableType]:
+    styles = {"warning": "bold yellow", "note": "yellow"}
+    return [Text(), *(Text(finding.line(), styles[finding.level]) for finding in found)] if found else []
 
 
 def _next(*commands: str) -> Iterable[RenderableType]:
