@@ -28,9 +28,9 @@ fix: $(READY)
 bench: $(READY)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
+# The last install is the book's own functions, an oracle for tests, without what else they ask for.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	# the book's own functions, an oracle for tests; what else the package asks for is not needed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llms-from-scratch
 	@touch $@
