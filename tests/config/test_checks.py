@@ -66,6 +66,10 @@ schedule: {warmup: 10%, min_lr: 10%}
             {"batch_ramp.from_tokens": 1024, "batch_ramp.over": "1e24 tokens"},
             "is no length of a climb; give tokens, such as",
         ),
+        (
+            {"schedule.final_weight_decay": 0.1, "optim.weight_decay": 0},
+            "schedule.final_weight_decay: 0.1 has no effect, because optim.weight_decay is 0 and nothing decays",
+        ),
         ({"schedule.reach_min": True}, "schedule.reach_min: true has no effect, because trainwell's own schedule"),
         (
             {"schedule.initial_momentum": 0.8, "optim.name": "muon"},

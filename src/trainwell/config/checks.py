@@ -205,6 +205,11 @@ def _rate_problems(config: RunConfig) -> list[str]:
             f"schedule.initial_momentum: {plan.initial_momentum:g} is for adamw, and optim.name is muon; "
             'leave it out, or give the schedule in Python: build(..., schedules={"momentum": ...})'
         )
+    if plan.final_weight_decay is not None and not config.optim.weight_decay:
+        found.append(
+            f"schedule.final_weight_decay: {plan.final_weight_decay:g} has no effect, because optim.weight_decay is 0 "
+            "and nothing decays; give optim.weight_decay above 0, or leave it out"
+        )
     if plan.initial_momentum is not None and not plan.warmup.amount:
         found.append(
             f"schedule.initial_momentum: {plan.initial_momentum:g} has no effect, because it rises over a warmup, and "

@@ -175,13 +175,15 @@ def _dialect_problems(config: RunConfig) -> list[str]:
             f"schedule.initial_lr: the dialect {plan.dialect} has no initial rate; leave one of the two out "
             f"(with an initial rate: {', '.join(sorted(dialects.READ_INITIAL))}, or null for trainwell's own)"
         ]
-    if plan.dialect in dialects.NEED_INITIAL and (plan.initial_lr is None or not plan.initial_lr.amount):
-        above = " above 0" if plan.dialect == "exponential" else ""
-        if plan.initial_lr is None or above:
-            return [
-                f"schedule.initial_lr: the dialect {plan.dialect} starts there; give one{above}, such as 1e-5 or 1%"
-            ]
     found = []
+    multiplies = plan.dialect == "exponential"
+    if (plan.dialect in dialects.NEED_INITIAL and plan.initial_lr is None) or (
+        multiplies and plan.initial_lr is not None and not plan.initial_lr.amount
+    ):
+        above = " above 0" if multiplies else ""
+        found.append(
+            f"schedule.initial_lr: the dialect {plan.dialect} starts there; give one{above}, such as 1e-5 or 1%"
+        )
     if plan.decay_steps is not None and plan.dialect not in dialects.TAKE_DECAY_STEPS:
         found.append(
             f"schedule.decay_steps: {plan.decay_steps} has no effect, because the dialect {plan.dialect} fixes "
