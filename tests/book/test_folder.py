@@ -86,18 +86,27 @@ def test_a_training_that_was_stopped_continues_as_if_it_had_not_been(
     monkeypatch.setattr(Breaks, "left", batches)
     with pytest.raises(KeyboardInterrupt):
         train_model(**cell | {"train_loader": breaking(cell["train_loader"])}, **SCHEDULE, run=RUN)
-    saved = saved_steps(RUN / "checkpoints")
-    assert saved or every == 500
+    assert saved_steps(RUN / "checkpoints")
 
-    torch.manual_seed(99)  # another process would have drawn something else by now
     cell = notebook(ours, drop_last=drop_last)
-    if saved:
-        torch.manual_seed(99)
+    torch.manual_seed(99)  # another process would have drawn something else by now
     found = train_model(**cell, **SCHEDULE, run=RUN)
     assert found == expected
     assert [tensor.tolist() for tensor in cell["model"].parameters()] == weights
     assert torch.rand(()).item() == drawn
     assert [row["train/lr"] for row in load_run(RUN).train] == expected[3]
+
+
+def test_the_cell_that_was_interrupted_in_its_first_epoch_can_be_run_again_with_the_same_objects(
+    notebook: Prepare, ours: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train_model(**notebook(ours), **SCHEDULE)
+    cell = notebook(ours)
+    monkeypatch.setattr(Breaks, "left", 4)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(**cell | {"train_loader": breaking(cell["train_loader"])}, **SCHEDULE, run=RUN)
+    assert saved_steps(RUN / "checkpoints") == [0]
+    assert train_model(**cell, **SCHEDULE, run=RUN) == expected
 
 
 def test_a_loader_with_a_generator_of_its_own_continues_too(
@@ -149,6 +158,39 @@ def test_a_run_with_other_settings_is_not_continued(notebook: Prepare, ours: Sim
         train_model(**notebook(ours), **SCHEDULE | {"warmup_steps": 5}, run=RUN)
     with pytest.raises(ConfigError, match=r"optim.lr: 0.01 there, 0.02 wanted"):
         train_model(**notebook(ours, lr=0.02), **SCHEDULE, run=RUN)
+    for change, word in (
+        ({"eval_freq": 3}, "eval_freq"),
+        ({"optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=1e-2)}, "SGD"),
+        (
+            {"train_loader": lambda loader: DataLoader(loader.dataset, batch_size=2, drop_last=True)},
+            "SequentialSampler",
+        ),
+    ):
+        cell = notebook(ours) | SCHEDULE
+        ((name, new),) = change.items()
+        old = cell["model"] if name == "optimizer" else cell.get(name)
+        with pytest.raises(ConfigError, match=word):
+            train_model(**cell | {name: new(old) if callable(new) else new}, run=RUN)
+
+
+def test_the_configuration_has_the_shape_of_the_books_model(notebook: Prepare, ours: SimpleNamespace) -> None:
+    train_model(**notebook(ours), **SCHEDULE, run=RUN)
+    model = load_run(RUN).config.model
+    assert (model.num_layers, model.num_heads, model.width, model.dropout, model.pad_vocab_to) == (2, 2, 16, 0.1, 28)
+
+
+def test_the_command_line_says_how_such_a_run_goes_on(
+    notebook: Prepare, ours: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_model(**notebook(ours), **SCHEDULE, run=RUN)
+    with pytest.raises(SystemExit):
+        main(["train", str(RUN)])
+    assert "continue it with the script that has it: trainwell.cli.main(...), build(...), or the same train_model" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        main(["show", str(RUN)])
+    assert "trainwell sample" not in capsys.readouterr().out
 
 
 def test_a_run_needs_loaders_whose_examples_can_be_counted(notebook: Prepare, ours: SimpleNamespace) -> None:

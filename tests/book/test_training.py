@@ -164,8 +164,24 @@ def test_a_training_that_gives_no_numbers_ends_with_an_error(notebook: Prepare, 
     cell = notebook(ours)
     with torch.no_grad():
         cell["model"].final_norm.shift.fill_(torch.nan)
-    with pytest.raises(DivergedError, match="not finite"):
-        train_model(**cell, **SCHEDULE)
+    with pytest.raises(DivergedError, match="5 steps in a row up to step 4"):
+        train_model(**cell, **SCHEDULE | {"eval_freq": 1000})
+
+
+def test_what_is_asked_for_after_an_epoch_is_looked_at_before_it(notebook: Prepare, ours: SimpleNamespace) -> None:
+    cell = notebook(ours)
+    wrong = {"tokenizer": None, "model": torch.nn.Linear(2, 2)}
+    with pytest.raises(ConfigError) as caught:
+        train_model(**cell | wrong, **SCHEDULE)
+    assert "tokenizer: NoneType has no encode and decode" in str(caught.value)
+    assert "model: Linear does not say how many tokens it can see" in str(caught.value)
+    with pytest.raises(ConfigError, match="start_context: '' gives the model nothing to continue"):
+        train_model(**cell | {"start_context": ""}, **SCHEDULE)
+
+
+def test_a_warmup_that_falls_is_warned_about(notebook: Prepare, ours: SimpleNamespace) -> None:
+    with pytest.warns(UserWarning, match="initial_lr is 1, above the peak of 0.01"):
+        train_model(**notebook(ours), **SCHEDULE | {"n_epochs": 1, "initial_lr": 1.0})
 
 
 def test_any_model_with_logits_trains(gpt2_of: Any, notebook: Prepare, ours: SimpleNamespace) -> None:

@@ -7,6 +7,7 @@ configuration, and keeps the random generators, which the book's loop carries fr
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainwell.book.model import GPTModel
 from trainwell.book.record import Record, Settings
 from trainwell.book.text import SAMPLE_TOKENS
+from trainwell.checkpoint.layout import saved_steps
 from trainwell.config.load import load
 from trainwell.data.batches import Examples
 from trainwell.errors import ConfigError
@@ -53,6 +56,8 @@ def open_folder(path: Path, trainer: Trainer, settings: Settings, keys: Mapping[
     try:
         with run:
             run.restore()
+            if not saved_steps(run.run_dir.checkpoints):
+                run.save()  # a training that is interrupted in its first epoch begins again from here, not from there
             yield record
             conclude(run)
     finally:
@@ -229,6 +234,8 @@ def _flags(
     return {
         **keys,
         "optim": optim,
+        "model": _shape(trainer.model),
+        "extra": {"book": _what_changes_numbers(trainer, settings)},
         "name": RunDir(path).name,
         "seed": seed,
         "duration": settings.num_steps,
@@ -239,6 +246,38 @@ def _flags(
         "eval": {"every": settings.eval_freq, "batches": settings.eval_iter or 0},
         "sample": {"prompt": settings.start_context, "tokens": SAMPLE_TOKENS, "temperature": 0.0, "top_k": None},
         "checkpoint": {"every": min(len(settings.train_loader), SAVE_EVERY), "keep": KEEP, "best": False},
+    }
+
+
+def _shape(model: Any) -> dict[str, Any]:
+    """The keys of the section `model`, where the model is the book's."""
+    if not isinstance(model, GPTModel):
+        return {}
+    attention: Any = model.trf_blocks[0].att
+    return {
+        "num_layers": len(model.trf_blocks),
+        "num_heads": attention.num_heads,
+        "width": model.tok_emb.embedding_dim,
+        "dropout": model.drop_emb.p,
+        "qkv_bias": attention.W_query.bias is not None,
+        "pad_vocab_to": model.tok_emb.num_embeddings,
+    }
+
+
+def _what_changes_numbers(trainer: Trainer, settings: Settings) -> dict[str, Any]:
+    """What no other key says and a training cannot continue with another of; evaluating too draws random numbers."""
+    windows = sha256()
+    for loader in (settings.train_loader, settings.val_loader):
+        for index in (0, len(loader.dataset) - 1):
+            windows.update(torch.as_tensor(loader.dataset[index][0]).numpy().tobytes())
+    dropout = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    return {
+        "optimizer": type(trainer.optimizer).__name__,
+        "dropout": sorted(dropout),
+        "eval_freq": settings.eval_freq,
+        "eval_iter": settings.eval_iter,
+        "order": type(getattr(settings.train_loader, "sampler", None)).__name__,
+        "windows": windows.hexdigest()[:16],
     }
 
 

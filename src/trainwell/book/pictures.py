@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,11 @@ def plot_lrs(track_lrs: Sequence[float]) -> Figure:
 
 
 def _figure() -> Figure:
+    """A figure: pyplot's current one where a notebook has imported it, so that its own plt lines go on with it."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        made: Figure = pyplot.figure(figsize=(5, 3))
+        return made
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

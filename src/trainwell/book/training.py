@@ -76,10 +76,10 @@ def train_model(
     settings = Settings(
         train_loader, val_loader, torch.device(device), n_epochs, eval_freq, eval_iter, start_context, tokenizer
     )
-    _refuse(settings)
+    _refuse(settings, model, "n_epochs")
     _refuse_warmup(warmup_steps, settings.num_steps)
     peak = float(optimizer.param_groups[0]["lr"])
-    _warn_of_another_peak(peak_lr, peak)
+    _warn_of_rates(peak_lr, peak, initial_lr)
     trainer = Trainer(
         model,
         optimizer,
@@ -117,7 +117,7 @@ def train_model_simple(
     settings = Settings(
         train_loader, val_loader, torch.device(device), num_epochs, eval_freq, eval_iter, start_context, tokenizer
     )
-    _refuse(settings)
+    _refuse(settings, model, "num_epochs")
     record = Record(Trainer(model, optimizer, _nothing_yet, schedules={}, max_grad_norm=None))
     with deterministic(settings.device.type == "cpu"):
         _train(record, settings, "Step")
@@ -139,13 +139,15 @@ def _train(record: Record, settings: Settings, word: str) -> None:
             trainer.batches = _whole(inputs, targets, device)
             result = trainer.take_step()
             record.stepped(result, inputs.numel())
-            if result.step % settings.eval_freq == 0:
+            if device.type == "cpu" or result.step % settings.eval_freq == 0:  # reading the device waits for it
                 trainer.guard.check(result.step)
+            if result.step % settings.eval_freq == 0:
                 losses = evaluate_model(trainer.model, train_loader, val_loader, device, settings.eval_iter)
                 record.evaluated(*losses)
                 print(
                     f"Ep {epoch + 1} ({word} {result.step:06d}): Train loss {losses[0]:.3f}, Val loss {losses[1]:.3f}"
                 )
+        trainer.guard.check(trainer.step - 1)
         text = sample_text(trainer.model, settings.tokenizer, device, settings.start_context)
         print_sample(text)
         record.epoch_ended(text)
@@ -161,18 +163,28 @@ def _nothing_yet(step: int) -> Batch:
     raise AssertionError(f"step {step} has no batch")
 
 
-def _refuse(settings: Settings) -> None:
-    """Raise ConfigError for what the book divides by without looking, all of it together."""
+def _refuse(settings: Settings, model: nn.Module, epochs: str) -> None:
+    """Raise ConfigError for what the book divides by, or asks for after an epoch, without looking; all together."""
     problems = [
         f"{name}: the loader is empty; give a longer text, a smaller batch_size or max_length, or drop_last=False"
         for name in ("train_loader", "val_loader")
         if len(getattr(settings, name)) == 0
     ]
     problems += [
-        f"{name}: {value}, but it must be at least 1"
+        f"{epochs if name == 'epochs' else name}: {value}, but it must be at least 1"
         for name in ("epochs", "eval_freq", "eval_iter")
         if (value := getattr(settings, name)) is not None and value < 1
     ]
+    if not hasattr(settings.tokenizer, "encode") or not hasattr(settings.tokenizer, "decode"):
+        kind = type(settings.tokenizer).__name__
+        problems.append(f'tokenizer: {kind} has no encode and decode; give get_encoding("gpt2"), or one like it')
+    elif not settings.start_context:
+        problems.append("start_context: '' gives the model nothing to continue; give some text")
+    if not hasattr(model, "pos_emb") and not hasattr(model, "seq_len"):
+        problems.append(
+            f"model: {type(model).__name__} does not say how many tokens it can see, which a sample needs to know; "
+            "give it a pos_emb (an nn.Embedding), or a number seq_len"
+        )
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -187,7 +199,13 @@ def _refuse_warmup(warmup_steps: int, num_steps: int) -> None:
         )
 
 
-def _warn_of_another_peak(named: float | None, used: float) -> None:
+def _warn_of_rates(named: float | None, used: float, initial: float) -> None:
+    if initial > used:
+        warnings.warn(
+            f"initial_lr is {initial:g}, above the peak of {used:g} that the optimizer was made with: the warmup falls",
+            UserWarning,
+            stacklevel=3,
+        )
     if named is not None and named != used:
         warnings.warn(
             f"peak_lr is {named:g}, but the optimizer was made with lr={used:g}, and the schedule takes its peak from "

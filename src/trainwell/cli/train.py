@@ -68,6 +68,11 @@ def train(
 
 def _checked_data(start: Start, *, download: bool) -> TokenStore:
     """The data, prepared and counted; every mistake that needs counting is found here, before torch is imported."""
+    if "data" in start.config.custom:
+        raise ConfigError(
+            f"{start.run_dir.path} was trained on data given in Python ({start.config.custom['data']}); continue it "
+            "with the script that has it: trainwell.cli.main(...), build(...), or the same train_model(..., run=...)"
+        )
     problems = checks.training_problems(start.config)
     if problems:
         raise checks.error(problems)

@@ -246,7 +246,7 @@ def _files(run: RunData) -> Table:
     plots = sorted(run.dir.plots.glob("*.png"))
     if plots:
         table.add_row("plots", ", ".join(str(path) for path in plots))
-    if run.checkpoints:
+    if run.checkpoints and not run.config.custom:  # only the script that has its parts can sample from it
         table.add_row("next", f'trainwell sample {run.dir.path} --prompt "The "')
     return table
 
