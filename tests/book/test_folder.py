@@ -38,14 +38,16 @@ class Breaks(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
-            Breaks.left -= 1
-            if Breaks.left < 0:
+            self.left -= 1
+            if self.left < 0:
                 raise KeyboardInterrupt
             yield batch
 
 
-def breaking(loader: Any) -> Breaks:
-    return Breaks(loader.dataset, batch_size=2, shuffle=True, drop_last=loader.drop_last, generator=loader.generator)
+def breaking(loader: Any, after: int) -> Breaks:
+    made = Breaks(loader.dataset, batch_size=2, shuffle=True, drop_last=loader.drop_last, generator=loader.generator)
+    made.left = after
+    return made
 
 
 def test_a_run_folder_changes_no_number(notebook: Prepare, ours: SimpleNamespace) -> None:
@@ -83,9 +85,8 @@ def test_a_training_that_was_stopped_continues_as_if_it_had_not_been(
     weights, drawn = [tensor.tolist() for tensor in cell["model"].parameters()], torch.rand(()).item()
 
     cell = notebook(ours, drop_last=drop_last)
-    monkeypatch.setattr(Breaks, "left", batches)
     with pytest.raises(KeyboardInterrupt):
-        train_model(**cell | {"train_loader": breaking(cell["train_loader"])}, **SCHEDULE, run=RUN)
+        train_model(**cell | {"train_loader": breaking(cell["train_loader"], batches)}, **SCHEDULE, run=RUN)
     assert saved_steps(RUN / "checkpoints")
 
     cell = notebook(ours, drop_last=drop_last)
@@ -98,20 +99,17 @@ def test_a_training_that_was_stopped_continues_as_if_it_had_not_been(
 
 
 def test_the_cell_that_was_interrupted_in_its_first_epoch_can_be_run_again_with_the_same_objects(
-    notebook: Prepare, ours: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    notebook: Prepare, ours: SimpleNamespace
 ) -> None:
     expected = train_model(**notebook(ours), **SCHEDULE)
     cell = notebook(ours)
-    monkeypatch.setattr(Breaks, "left", 4)
     with pytest.raises(KeyboardInterrupt):
-        train_model(**cell | {"train_loader": breaking(cell["train_loader"])}, **SCHEDULE, run=RUN)
+        train_model(**cell | {"train_loader": breaking(cell["train_loader"], 4)}, **SCHEDULE, run=RUN)
     assert saved_steps(RUN / "checkpoints") == [0]
     assert train_model(**cell, **SCHEDULE, run=RUN) == expected
 
 
-def test_a_loader_with_a_generator_of_its_own_continues_too(
-    notebook: Prepare, ours: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loader_with_a_generator_of_its_own_continues_too(notebook: Prepare, ours: SimpleNamespace) -> None:
     def cell() -> dict[str, Any]:
         made = notebook(ours)
         own = torch.Generator().manual_seed(5)
@@ -120,33 +118,28 @@ def test_a_loader_with_a_generator_of_its_own_continues_too(
 
     expected = train_model(**cell(), **SCHEDULE)
     stopped = cell()
-    monkeypatch.setattr(Breaks, "left", 12)
     with pytest.raises(KeyboardInterrupt):
-        train_model(**stopped | {"train_loader": breaking(stopped["train_loader"])}, **SCHEDULE, run=RUN)
+        train_model(**stopped | {"train_loader": breaking(stopped["train_loader"], 12)}, **SCHEDULE, run=RUN)
     assert train_model(**cell(), **SCHEDULE, run=RUN) == expected
 
 
-def test_the_same_cell_can_be_run_again_with_the_same_objects(
-    notebook: Prepare, ours: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_cell_can_be_run_again_with_the_same_objects(notebook: Prepare, ours: SimpleNamespace) -> None:
     expected = train_model(**notebook(ours), **SCHEDULE)
     cell = notebook(ours)
-    cell["train_loader"] = breaking(cell["train_loader"])
-    monkeypatch.setattr(Breaks, "left", 12)
+    cell["train_loader"] = loader = breaking(cell["train_loader"], 12)
     with pytest.raises(KeyboardInterrupt):
         train_model(**cell, **SCHEDULE, run=RUN)
-    monkeypatch.setattr(Breaks, "left", 10**9)
+    loader.left = 10**9
     assert train_model(**cell, **SCHEDULE, run=RUN) == expected
     assert train_model(**cell, **SCHEDULE, run=RUN) == expected  # finished: nothing is left to do
 
 
 def test_what_is_continued_is_said(
-    notebook: Prepare, ours: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    notebook: Prepare, ours: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell = notebook(ours)
-    monkeypatch.setattr(Breaks, "left", 13)
     with pytest.raises(KeyboardInterrupt):
-        train_model(**cell | {"train_loader": breaking(cell["train_loader"])}, **SCHEDULE, run=RUN)
+        train_model(**cell | {"train_loader": breaking(cell["train_loader"], 13)}, **SCHEDULE, run=RUN)
     capsys.readouterr()
     train_model(**notebook(ours), **SCHEDULE, run=RUN)
     assert f"continuing {RUN} from step 5 of 15" in capsys.readouterr().out
