@@ -179,6 +179,17 @@ def test_what_is_asked_for_after_an_epoch_is_looked_at_before_it(notebook: Prepa
         train_model(**cell | {"start_context": ""}, **SCHEDULE)
 
 
+@pytest.mark.parametrize("device", ["gpu", "xpu:99"])
+def test_a_device_that_is_not_there_is_named(notebook: Prepare, ours: SimpleNamespace, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: '{device}' cannot be used here; give cpu, or cuda or mps"):
+        train_model(**notebook(ours) | {"device": device}, **SCHEDULE)
+
+
+def test_half_an_epoch_is_refused(notebook: Prepare, ours: SimpleNamespace) -> None:
+    with pytest.raises(ConfigError, match=r"n_epochs: 1.5, but it must be a whole number of at least 1"):
+        train_model(**notebook(ours), **SCHEDULE | {"n_epochs": 1.5})
+
+
 def test_a_warmup_that_falls_is_warned_about(notebook: Prepare, ours: SimpleNamespace) -> None:
     with pytest.warns(UserWarning, match="initial_lr is 1, above the peak of 0.01"):
         train_model(**notebook(ours), **SCHEDULE | {"n_epochs": 1, "initial_lr": 1.0})

@@ -74,7 +74,7 @@ def train_model(
         DivergedError: after five steps in a row whose loss or gradient norm is not finite; none of them updates.
     """
     settings = Settings(
-        train_loader, val_loader, torch.device(device), n_epochs, eval_freq, eval_iter, start_context, tokenizer
+        train_loader, val_loader, _device(device), n_epochs, eval_freq, eval_iter, start_context, tokenizer
     )
     _refuse(settings, model, "n_epochs")
     _refuse_warmup(warmup_steps, settings.num_steps)
@@ -115,7 +115,7 @@ def train_model_simple(
     Returns training and validation losses and tokens seen at each evaluation.
     """
     settings = Settings(
-        train_loader, val_loader, torch.device(device), num_epochs, eval_freq, eval_iter, start_context, tokenizer
+        train_loader, val_loader, _device(device), num_epochs, eval_freq, eval_iter, start_context, tokenizer
     )
     _refuse(settings, model, "num_epochs")
     record = Record(Trainer(model, optimizer, _nothing_yet, schedules={}, max_grad_norm=None))
@@ -153,6 +153,18 @@ def _train(record: Record, settings: Settings, word: str) -> None:
         record.epoch_ended(text)
 
 
+def _device(named: torch.device | str) -> torch.device:
+    """The device; ConfigError for one that torch does not know or this machine does not have."""
+    try:
+        torch.empty(0, device=named)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device: {str(named)!r} cannot be used here; give cpu, or cuda or mps where the machine has one. "
+            f"torch says: {str(error).splitlines()[0]}"
+        ) from None
+    return torch.device(named)
+
+
 def _whole(inputs: Tensor, targets: Tensor, device: torch.device) -> BatchSource:
     """A loader's batch as the trainer asks for it: one micro-batch, whatever the step."""
     batch = Batch([MicroBatch(inputs.to(device), targets.to(device), 0)], inputs.numel(), 0.0)
@@ -171,9 +183,9 @@ def _refuse(settings: Settings, model: nn.Module, epochs: str) -> None:
         if len(getattr(settings, name)) == 0
     ]
     problems += [
-        f"{epochs if name == 'epochs' else name}: {value}, but it must be at least 1"
+        f"{epochs if name == 'epochs' else name}: {value}, but it must be a whole number of at least 1"
         for name in ("epochs", "eval_freq", "eval_iter")
-        if (value := getattr(settings, name)) is not None and value < 1
+        if (value := getattr(settings, name)) is not None and (not isinstance(value, int) or value < 1)
     ]
     if not hasattr(settings.tokenizer, "encode") or not hasattr(settings.tokenizer, "decode"):
         kind = type(settings.tokenizer).__name__

@@ -18,7 +18,7 @@ from trainwell.errors import CheckError, ConfigError
 from trainwell.planning.describe import batch_line
 from trainwell.planning.finding import Finding
 from trainwell.planning.lints import findings
-from trainwell.planning.resolve import Plan, resolve
+from trainwell.planning.resolve import Plan
 from trainwell.report.load import load_run
 from trainwell.runs.console import safe, short_count
 from trainwell.runs.rundir import is_run, parse_target
@@ -82,8 +82,7 @@ def _plan(target: str, file: Path | None, flags: Mapping[str, object]) -> tuple[
         return path, *plan_of(load(path, file=file, flags=flags))
     if file is not None or flags:
         raise ConfigError(f"{path} is a run and is checked as it is; --config and config keys change a recipe")
-    run = load_run(Path(path))
-    return path, run.plan or resolve(run.config), ""
+    return path, load_run(Path(path)).planned(), ""
 
 
 def _shown(path: str, plan: Plan, found: Sequence[Finding], unknown: str) -> "list[RenderableType]":

@@ -47,7 +47,10 @@ def compare(
     notes = list[str]()
     found = compared(*_sides(left, right, notes))
     if png or svg:
-        _draw(found, {"png": png, "svg": svg})
+        from trainwell.report.picture import save_as
+        from trainwell.report.schedule_plot import draw_comparison
+
+        save_as(draw_comparison(found), {"png": png, "svg": svg})
     if json:
         print_json(_facts(found, notes))
     elif png or svg:
@@ -56,16 +59,6 @@ def compare(
         from trainwell.report.side_by_side import show_comparison
 
         print_rich(show_comparison(found, notes))
-
-
-def _draw(found: Comparison, files: dict[str, Path | None]) -> None:
-    from trainwell.report.picture import save
-    from trainwell.report.schedule_plot import draw_comparison
-
-    figure = draw_comparison(found)
-    for kind, file in files.items():
-        if file is not None:
-            save(figure, file, kind)
 
 
 def _sides(left: str, right: str, notes: list[str]) -> tuple[Side, Side]:
@@ -116,8 +109,7 @@ def _kind(name: str) -> str:
 def _planned(name: str, kind: str, notes: list[str]) -> Plan | None:
     """The plan; None, and a note, for a recipe that needs a text which is not here, where a dialect has its name."""
     if kind == "run":
-        run = load_run(Path(name))
-        return run.plan or resolve(run.config)
+        return load_run(Path(name)).planned()
     try:
         return _counted(load(name))
     except DataError as error:

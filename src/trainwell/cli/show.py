@@ -14,7 +14,7 @@ from trainwell.config.load import Recipe, load, read_recipe, recipe_names
 from trainwell.config.render import to_yaml
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, DataError
-from trainwell.planning.resolve import Plan, resolve
+from trainwell.planning.resolve import Plan
 from trainwell.planning.target import find_step
 from trainwell.report.load import RunData, load_run
 from trainwell.runs.console import safe
@@ -71,28 +71,25 @@ def _show(path: str, config: RunConfig, step: Step | None, json: bool, found: bo
 
 def _draw(path: str, config: RunConfig, found: bool, files: Mapping[str, Path | None]) -> None:
     """Draw the plan of a recipe, or that of a run over what it recorded."""
-    from trainwell.report.picture import save
+    from trainwell.report.picture import save_as
     from trainwell.report.schedule_plot import draw_plan
 
     recorded = None
     if found:
         run = load_run(Path(path))
-        plan = run.plan or resolve(config)
+        plan = run.planned()
         rows = [row for row in run.train if row.get("train/lr") is not None]
         recorded = ([row["step"] for row in rows], [row["train/lr"] for row in rows]) if rows else None
     else:
         plan, _ = plan_of(config)
-    figure = draw_plan(plan, RunDir(Path(path)).name if found else config.name, recorded)
-    for kind, file in files.items():
-        if file is not None:
-            save(figure, file, kind)
+    save_as(draw_plan(plan, RunDir(Path(path)).name if found else config.name, recorded), files)
 
 
 def _show_run(path: Path, step: Step | None, json: bool) -> None:
     run = load_run(path)
     if step is not None:
         state = step if isinstance(step, int) else find_step(run.dir, step)
-        plan = run.plan or resolve(run.config)
+        plan = run.planned()
         rows = [row for row in run.train if row["step"] == state]
         _show_step(plan, str(path), state, json, rows[0] if rows else None)
     elif json:

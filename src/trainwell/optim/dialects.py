@@ -229,9 +229,6 @@ OWN_MINIMUM = frozenset({"flashcard-1", "hf-cosine", "hf-inverse-sqrt", "hf-line
 END_AT_HORIZON = frozenset({"book", "llm.c", "llm.c-wsd", "nanochat"})
 """Those that say nothing about a step past the horizon."""
 
-RISE_AGAIN = frozenset({"hf-cosine", "hf-cosine-with-min-lr", "hf-cosine-warmup-with-min-lr"})
-"""Those whose rate climbs again past the horizon."""
-
 
 def _joined(warmup: int, rise: Schedule, fall: Schedule) -> Schedule:
     return lambda step: rise(step) if step < warmup else fall(step)

@@ -55,6 +55,10 @@ class RunData:
         """Steps on record."""
         return int(self.train[-1]["step"]) + 1 if self.train else 0
 
+    def planned(self) -> Plan:
+        """The plan, or the ConfigError that says why there is none."""
+        return self.plan or resolve(self.config)
+
     @property
     def status(self) -> str:
         """Running, finished, stopped or not started, with the step."""

@@ -5,7 +5,7 @@ Knows matplotlib and numbers, no run and no plan. matplotlib is imported when a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,13 @@ def figure_of(title: str, what: str, end: int, heights: Sequence[float] = (3.6,)
     panels[0].set_title(what, loc="right", fontsize=11, color="#666666", pad=12)
     panels[-1].set_xlabel("step", color=INK)
     return figure, panels
+
+
+def save_as(figure: Figure, files: Mapping[str, Path | None]) -> None:
+    """Write a picture as each kind, `png` or `svg`, that a file is named for."""
+    for kind, path in files.items():
+        if path is not None:
+            save(figure, path, kind)
 
 
 def save(figure: Figure, path: Path, kind: str) -> None:
