@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from trainwell.checkpoint.layout import saved_steps
-from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config import checks, load
 from trainwell.config.tree import RunConfig
 from trainwell.config.values import Duration
 from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, Stream, evaluation_batches
 from trainwell.errors import ConfigError, DataError
-from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts
-from trainwell.model.gpt2 import GPT2, init_gpt2, init_torch
-from trainwell.model.loss import Loss, Parts, token_loss
+from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts, template_in
+from trainwell.hellaswag import read_hellaswag
+from trainwell.model.loss import Compiled, Loss, Parts, head_loss, label_loss, token_loss
+from trainwell.models import freeze, load_weights, make_model
 from trainwell.optim.groups import describe_groups, hidden_matrices, parameter_groups
 from trainwell.optim.together import Together
 from trainwell.planning.bands import bands_for
@@ -32,8 +32,8 @@ from trainwell.runs.rundir import RunDir, is_run, parse_target
 from trainwell.settings import Settings, decide, recorded_settings
 from trainwell.trainer import Schedule, Trainer
 
-_INITIAL_WEIGHTS = {"gpt2": init_gpt2, "torch": init_torch}
 _TIMED_STEPS = 5
+_LARGE_VOCABULARY = 4096
 
 
 def build(
@@ -89,15 +89,21 @@ def open_run(path: str | Path, **parts: Any) -> Run:
     given = Given(**{part: value for part, value in parts.items() if part in names})
     given, flags = _parts_and_keys(given, {key: value for key, value in parts.items() if key not in names})
     start = Start(load.load(file=run_dir.config_yaml, flags=flags, source="open_run(...)"), run_dir)
-    try:
-        run = assemble(start, given)
-    except DataError:  # the text may be gone or elsewhere; weights and tokenizer are all that generating needs
-        if given.data is not None:
-            raise
-        run = assemble(start, given, recorded(start.config, run_dir))
+    run = assemble(start, given, _data_of_run(start, given))
     number = find_step(run.run_dir, "last" if step is None else step)
     load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")
     return run
+
+
+def _data_of_run(start: Start, given: Given) -> Data:
+    """The data of an existing run; where its text is gone or elsewhere, what is recorded, which generating needs."""
+    try:
+        data = data_from(start.config, given)
+    except (ConfigError, DataError):
+        if given.data is not None:
+            raise
+        return recorded(start.config, start.run_dir)
+    return replace(data, template=template_in(start.run_dir) or data.template)
 
 
 def _parts_and_keys(given: Given, keys: Mapping[str, Any]) -> tuple[Given, dict[str, Any]]:
@@ -157,11 +163,13 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     settings = decide(config, plan, recorded_settings(start.run_dir), notes.append)
     config = config.model_copy(update={"micro_batch": settings.micro_batch})
     device = torch.device(settings.device)
-    model = _model(config, given, plan, device)
+    model = _model(config, given, plan, len(data.labels) or None, device)
     if config.init_from is not None and not saved_steps(start.run_dir.checkpoints):
-        _load_weights(model, config.init_from)
-    loss = _compiled(given.loss or token_loss, model) if settings.compile else given.loss or token_loss
-    optimizer, schedules = _optimizer(config, given, model, plan, settings), plan.schedules | dict(given.schedules)
+        load_weights(model, config.init_from, new_head=bool(data.labels))
+    loss = _loss(config, given, data, plan)
+    loss = _compiled(loss, model) if settings.compile else loss
+    outputs = len(data.labels) or plan.vocab_size or 0
+    optimizer, schedules = _optimizer(config, given, model, outputs, settings), plan.schedules | dict(given.schedules)
     _check_schedules(schedules, optimizer)
     batches = _batches(config, data, plan, settings)
     trainer = Trainer(
@@ -195,12 +203,16 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
             settings.line(),
             *(f"given in Python: {name}, {custom[name]}" for name in custom if name in PARTS),
             *data.switched_off,
+            *data.notes,
             *notes,
         ],
         flops_per_token=flops_per_token(config.model, plan.vocab_size, plan.seq_len)
         if own_model and plan.vocab_size
         else None,
         bytes_per_token=data.bytes_per_token,
+        template=data.template,
+        labels=data.labels,
+        questions=() if config.eval.hellaswag is None else tuple(read_hellaswag(config.eval.hellaswag)),
         facts=data.facts,
         bands=bands_for(config, data.info.corpus_sha256) if not custom else (),
         parent=start.parent,
@@ -208,54 +220,50 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     )
 
 
-def _model(config: RunConfig, given: Given, plan: Plan, device: torch.device) -> nn.Module:
+def _model(config: RunConfig, given: Given, plan: Plan, num_labels: int | None, device: torch.device) -> nn.Module:
     if given.model is not None:
+        _refuse_own_parts(config)
         made = given.model if isinstance(given.model, nn.Module) else given.model(config)
         if not isinstance(made, nn.Module):
             raise ConfigError(
                 f"model: {type(made).__name__} was given; allowed are an nn.Module, or a function that makes one"
             )
         return made.to(device)
-    shape = config.model
     if plan.vocab_size is None:
         raise ConfigError(
             "model.pad_vocab_to: the vocabulary of data given as ids is not known; say how many ids there are"
         )
-    model = GPT2(
-        vocab_size=plan.vocab_size,
-        seq_len=plan.seq_len,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        width=shape.width,
-        dropout=shape.dropout,
-        tie_head=shape.tie_head,
-        qkv_bias=shape.qkv_bias,
-    )
-    _INITIAL_WEIGHTS[shape.init](model, Generator().manual_seed(config.seed))
-    return model.to(device)
+    model = make_model(config, plan.vocab_size, num_labels, device)
+    if config.optim.train == "last-block":
+        freeze(model)
+    return model
 
 
-def _load_weights(model: nn.Module, source: str) -> None:
-    """Start from the weights of another run: `runs/demo`, `runs/demo@1200`, `runs/demo@best`."""
-    name, step = parse_target(source)
-    if not is_run(Path(name)):
+def _refuse_own_parts(config: RunConfig) -> None:
+    """Raise ConfigError for what only trainwell's own models do."""
+    if config.optim.train != "all":
         raise ConfigError(
-            f"init_from: {name} is not a run; allowed are a run (runs/demo) or a step of one (runs/demo@best)"
+            f"optim.train: {config.optim.train} is for trainwell's own models; set requires_grad of a given one"
         )
-    run = RunDir(Path(name))
-    state, _ = CheckpointStore(run.checkpoints).load(find_step(run, "last" if step is None else step))
-    try:
-        model.load_state_dict(state["trainer"]["model"])
-    except RuntimeError as error:
+    if config.task == "instruct" and config.data.rows == "packed":
         raise ConfigError(
-            f"init_from: the weights of {source} do not fit this model; give both the same model keys, tokenizer and "
-            f"data.seq_len. {str(error).splitlines()[-1].strip()}"
-        ) from error
+            "data.rows: packed is for trainwell's own models, which keep the examples of a row apart; give buckets"
+        )
+
+
+def _loss(config: RunConfig, given: Given, data: Data, plan: Plan) -> Loss:
+    """The given loss; that of the task; and for a large vocabulary the form that never holds all logits."""
+    if given.loss is not None:
+        return given.loss  # type: ignore[no-any-return]
+    if data.labels:
+        return label_loss(data.labels)
+    large = (plan.vocab_size or 0) >= _LARGE_VOCABULARY or config.task == "instruct"
+    return head_loss if given.model is None and large and config.kernels == "auto" else token_loss
 
 
 def _compiled(loss: Loss, model: nn.Module) -> Loss:
     """The same loss of the compiled model; the model itself keeps its parameter names and stays eager elsewhere."""
-    compiled = torch.compile(model)
+    compiled = Compiled(model)
 
     def of_compiled(_model: nn.Module, batch: MicroBatch) -> Tensor | tuple[Tensor, Parts]:
         return loss(cast(nn.Module, compiled), batch)
@@ -279,9 +287,9 @@ def _check_schedules(schedules: Mapping[str, Schedule], optimizer: Any) -> None:
             )
 
 
-def _optimizer(config: RunConfig, given: Given, model: nn.Module, plan: Plan, settings: Settings) -> Any:
+def _optimizer(config: RunConfig, given: Given, model: nn.Module, outputs: int, settings: Settings) -> Any:
     if given.optimizer is None:
-        return _configured_optimizer(config, model, plan.vocab_size or 0, settings)
+        return _configured_optimizer(config, model, outputs, settings)
     optimizer = given.optimizer if hasattr(given.optimizer, "param_groups") else given.optimizer(model)
     rates = {group["lr"] for group in optimizer.param_groups}
     if "lr" not in given.schedules and rates != {config.optim.lr}:
@@ -293,10 +301,11 @@ def _optimizer(config: RunConfig, given: Given, model: nn.Module, plan: Plan, se
     return optimizer
 
 
-def _configured_optimizer(config: RunConfig, model: nn.Module, vocab_size: int, settings: Settings) -> Any:
+def _configured_optimizer(config: RunConfig, model: nn.Module, outputs: int, settings: Settings) -> Any:
     how = config.optim
-    matrices = _muon_matrices(model, vocab_size) if how.name == "muon" else []
-    rest = [tensor for tensor in model.parameters() if not any(tensor is matrix for matrix in matrices)]
+    matrices = _muon_matrices(model, outputs) if how.name == "muon" else []
+    learning = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    rest = [tensor for tensor in learning if not any(tensor is matrix for matrix in matrices)]
     adamw = torch.optim.AdamW(
         parameter_groups(rest, how.weight_decay, how.decay),
         lr=how.lr,
@@ -311,10 +320,10 @@ def _configured_optimizer(config: RunConfig, model: nn.Module, vocab_size: int, 
     return Together(muon, adamw)
 
 
-def _muon_matrices(model: nn.Module, vocab_size: int) -> list[Tensor]:
-    if not vocab_size:
+def _muon_matrices(model: nn.Module, outputs: int) -> list[Tensor]:
+    if not outputs:
         raise ConfigError("model.pad_vocab_to: muon must know which layer is the head; say how many ids there are")
-    matrices = hidden_matrices(model, vocab_size)
+    matrices = hidden_matrices(model, outputs)
     if not matrices:
         raise ConfigError(
             "optim.name: muon is for linear layers between embedding and head, and this model has none; use adamw"
@@ -333,9 +342,14 @@ def _batches(config: RunConfig, data: Data, plan: Plan, settings: Settings) -> B
             micro_batch=settings.micro_batch,
             seed=config.seed,
             order=config.data.order,
+            buckets=_buckets(config),
             device=device,
         )
     )
+
+
+def _buckets(config: RunConfig) -> bool:
+    return config.task != "pretrain" and config.data.rows != "padded"
 
 
 def _validation(
@@ -350,4 +364,5 @@ def _validation(
         micro_batch=settings.micro_batch,
         batches=config.eval.batches,
         device=torch.device(settings.device),
+        buckets=_buckets(config),
     )

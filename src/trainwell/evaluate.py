@@ -1,25 +1,29 @@
 """Validation: the loss per target token on the same examples each time, with no effect on training."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log
 
 import torch
 from torch import nn
 
 from trainwell.data.batches import IGNORED, MicroBatch
-from trainwell.model.loss import Loss, token_loss, with_parts
+from trainwell.model.loss import Loss, Parts, token_loss, with_parts
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` in nats per target token, over `targets` of them, NaN over none; `bits_per_byte` if bytes are known."""
+    """`loss` in nats per target token, over `targets` of them, NaN over none; `bits_per_byte` if bytes are known.
+
+    `parts` are the loss's named parts per target, and whatever else was measured: `accuracy`, `accuracy/ham`.
+    """
 
     loss: float
     targets: int
     bits_per_byte: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -44,14 +48,26 @@ def evaluate(
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
+    sums: Parts = {}
     targets = torch.zeros((), dtype=torch.int64, device=device)
     with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
         for batch in batches():
-            total += with_parts(loss(model, batch))[0].double()
+            value, parts = with_parts(loss(model, batch))
+            total += value.double()
+            sums |= {name: sums.get(name, 0) + part.double() for name, part in parts.items()}
             targets += (batch.targets != IGNORED).sum()
     mean = float(total / targets)
     bits = None if bytes_per_token is None else mean / log(2) / bytes_per_token
-    return Evaluation(mean, int(targets), bits)
+    return Evaluation(mean, int(targets), bits, _per_label({name: float(sums[name] / targets) for name in sums}))
+
+
+def _per_label(parts: dict[str, float]) -> dict[str, float]:
+    """The same with `correct/NAME` over `of/NAME`, both of one class, as `accuracy/NAME`; NaN for no example of it."""
+    found = {name: value for name, value in parts.items() if not name.startswith(("correct/", "of/"))}
+    for name in (name.removeprefix("of/") for name in parts if name.startswith("of/")):
+        there = parts[f"of/{name}"]
+        found[f"accuracy/{name}"] = parts[f"correct/{name}"] / there if there else math.nan
+    return found
 
 
 @contextmanager

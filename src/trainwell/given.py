@@ -17,9 +17,13 @@ from torch import nn
 
 from trainwell.config.tree import RunConfig
 from trainwell.data.batches import Examples, Stream, Windows, stack
-from trainwell.data.prepare import StoreInfo, TokenStore, prepare
+from trainwell.data.classify import labels_text, parse_labels
+from trainwell.data.examples import ExampleStore
+from trainwell.data.prepare import StoreInfo
+from trainwell.data.tasks import Store, open_data
+from trainwell.data.templates import Template, template_of
 from trainwell.data.tokenizer import Tokenizer, open_tokenizer
-from trainwell.errors import ConfigError, DataError
+from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.runs.rundir import RunDir
 
 PARTS = ("model", "data", "val", "optimizer", "schedules", "loss")
@@ -52,32 +56,62 @@ class Data:
     """What identifies the data on resume."""
     bytes_per_token: float | None = None
     switched_off: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What became of single examples, for the summary."""
+    template: Template | None = None
+    """Of task instruct: how a question becomes text."""
+    labels: tuple[str, ...] = ()
+    """Of task classify: the names of the classes."""
 
 
 def data_from(config: RunConfig, given: Given) -> Data:
     """The data that was given, else the one that is configured."""
-    return _given(config, given) if given.data is not None else prepared(config, prepare(config.data), given.val)
+    if given.data is not None:
+        return _given(config, given)
+    return prepared(config, open_data(config.task, config.data), given.val)
 
 
-def prepared(config: RunConfig, store: TokenStore, val: Examples | None = None) -> Data:
-    """The data of a token store: windows at the configured stride to train on, side by side to evaluate on."""
-    info, seq_len = store.info, config.data.seq_len
+def prepared(config: RunConfig, store: Store, val: Examples | None = None) -> Data:
+    """The data of a store: its examples; or windows at the configured stride to train on, side by side to evaluate."""
     _check_val(val)
+    if isinstance(store, ExampleStore):
+        return _of_examples(config, store, val)
+    info, seq_len = store.info, config.data.seq_len
     return Data(
         config=config,
         train=Windows(store.train, seq_len, config.data.stride or seq_len),
         val=Windows(store.val, seq_len, seq_len) if val is None else val,
         info=info,
         tokenizer=store.tokenizer,
-        facts={
-            "fingerprint": info.fingerprint,
-            "corpus": info.corpus,
-            "version": info.version,
-            "tokenizer": info.tokenizer,
-        },
+        facts=_facts(info),
         bytes_per_token=info.val_bytes / info.val_tokens if val is None else None,
         switched_off=() if val is None else ("off, because val was given: bits per byte",),
     )
+
+
+def _of_examples(config: RunConfig, store: ExampleStore, val: Examples | None) -> Data:
+    """The data of a task, its classes written into the configuration, so that they keep their numbers."""
+    data = config.data.model_copy(update={"labels": labels_text(store.labels)}) if store.labels else config.data
+    return Data(
+        config=config.model_copy(update={"data": data}),
+        train=store.train,
+        val=store.val if val is None else val,
+        info=store.info,
+        tokenizer=store.tokenizer,
+        facts=_facts(store.info),
+        notes=store.notes,
+        template=store.template,
+        labels=store.labels,
+    )
+
+
+def _facts(info: StoreInfo) -> dict[str, Any]:
+    return {
+        "fingerprint": info.fingerprint,
+        "corpus": info.corpus,
+        "version": info.version,
+        "tokenizer": info.tokenizer,
+    }
 
 
 def recorded(config: RunConfig, run_dir: RunDir) -> Data:
@@ -95,7 +129,19 @@ def recorded(config: RunConfig, run_dir: RunDir) -> Data:
         tokenizer=open_tokenizer(run_dir.path),
         facts={},
         switched_off=("off, because the text is not there: training and evaluating",),
+        template=template_in(run_dir),
+        labels=() if config.data.labels is None else parse_labels(config.data.labels),
     )
+
+
+def template_in(run_dir: RunDir) -> Template | None:
+    """The template that a run was trained with, whatever became of the file it came from; None for another task."""
+    try:
+        return template_of(json.loads(run_dir.template_json.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{run_dir.template_json} cannot be read ({error}); restore it from a copy") from error
 
 
 def _check_val(val: Any) -> None:
@@ -139,7 +185,7 @@ def _given(config: RunConfig, given: Given) -> Data:
 def _length_of(examples: Examples) -> int:
     if len(examples) == 0:
         raise DataError("data: it has no examples; at least one is needed")
-    inputs, targets = stack(examples, np.array([0]))
+    inputs, targets, _ = stack(examples, np.array([0]))
     if inputs.shape != targets.shape or inputs.dim() != 2:
         raise DataError(
             f"data: inputs and targets of example 0 have shapes {list(inputs.shape[1:])} and "

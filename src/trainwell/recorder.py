@@ -75,6 +75,7 @@ class Recorder:
             "val/loss": evaluation.loss,
             "val/ppl": evaluation.perplexity,
             "val/bpb": evaluation.bits_per_byte,
+            **{f"val/{name}": value for name, value in evaluation.parts.items()},
         }
         self._file.append({key: value for key, value in row.items() if value is not None})
 

@@ -6,29 +6,32 @@ What a step does is the trainer's; what a file looks like is the business of `ru
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, Self
 
 from torch import nn
 
+from trainwell.answers import end_of_answer, prompt_ids
 from trainwell.checkpoint.layout import write_synced
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
 from trainwell.config.tree import RunConfig
 from trainwell.data.batches import BatchSource, MicroBatch, Prefetch
 from trainwell.data.order import seed_for
+from trainwell.data.templates import Template
 from trainwell.data.tokenizer import Tokenizer
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.evaluate import Evaluation, evaluate
 from trainwell.generate import generate
+from trainwell.hellaswag import Question, hellaswag
 from trainwell.model.loss import Loss
 from trainwell.planning.bands import Band, band_line
 from trainwell.planning.resolve import Plan
 from trainwell.planning.target import best_evaluation
 from trainwell.recorder import Recorder
-from trainwell.runs.console import Console, short_time
+from trainwell.runs.console import Console, parts_line, short_time
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
 from trainwell.settings import Settings, environment
@@ -115,6 +118,12 @@ class Run:
     """Losses this recipe usually gives."""
     parent: tuple[RunDir, int] | None = None
     """The run and step it branches from."""
+    template: Template | None = None
+    """Of task instruct: how a question becomes text."""
+    labels: tuple[str, ...] = ()
+    """Of task classify: the names of the classes."""
+    questions: Sequence[Question] = ()
+    """Of HellaSwag, asked with every evaluation."""
     asked_duration: str = ""
     """The duration as it was asked for, before it was counted in steps."""
 
@@ -134,6 +143,11 @@ class Run:
     def num_steps(self) -> int:
         """Length of the run."""
         return self.plan.num_steps
+
+    @property
+    def _samples(self) -> bool:
+        """Whether text is drawn from it in between."""
+        return self.tokenizer is not None and not self.labels and self.config.sample.every is not None
 
     def keep(self, name: str, part: Stateful) -> None:
         """Save, verify and restore `part` with the run; call it before the first step."""
@@ -161,10 +175,7 @@ class Run:
         return Due(
             save=stop or on(self.plan.save_every),
             evaluate=not stop and self.val is not None and on(self.plan.eval_every),
-            sample=not stop
-            and self.tokenizer is not None
-            and self.config.sample.every is not None
-            and on(self.plan.sample_every),
+            sample=not stop and self._samples and on(self.plan.sample_every),
             stop=stop,
         )
 
@@ -234,6 +245,8 @@ class Run:
                 write_synced(self.run_dir.env_json, json.dumps(content, indent=1).encode())
                 if self.tokenizer is not None:
                     self.tokenizer.save(self.run_dir.path)
+                if self.template is not None:
+                    write_synced(self.run_dir.template_json, json.dumps(self.template.state(), indent=1).encode())
         except OSError as error:
             raise StorageError(
                 f"{self.run_dir.path} cannot be written: {error}; choose another folder with --run"
@@ -247,7 +260,7 @@ class Run:
         if self.trainer.step >= self.num_steps:
             return
         self._rehearse_file()
-        if self.tokenizer is not None and self.config.sample.every is not None:
+        if self._samples:
             self._generate(1)
         if self.val is not None:
             self._rehearse_evaluation(next(iter(self.val())))
@@ -280,16 +293,27 @@ class Run:
         """Evaluate the model as it is now."""
         if self.val is None:
             raise ConfigError("this run has no validation data; give some with build(val=...)")
-        return evaluate(
+        found = evaluate(
             self.model, self.val, self.loss, autocast=self.settings.autocast, bytes_per_token=self.bytes_per_token
         )
+        if not self.questions or self.tokenizer is None:
+            return found
+        score = hellaswag(
+            self.model,
+            self.tokenizer,
+            self.questions,
+            context=self.plan.seq_len,
+            autocast=self.settings.autocast,
+        )
+        asked = {"hellaswag": score.accuracy_norm, "hellaswag/by sum": score.accuracy}
+        return replace(found, parts={**found.parts, **asked})
 
     def record(self, evaluation: Evaluation) -> None:
         """Write and print an evaluation of the current state; keep its checkpoint if it is the best."""
         step = self.trainer.step
         self.metrics.evaluated(step, evaluation)
         bits = "" if evaluation.bits_per_byte is None else f" | bits/byte: {evaluation.bits_per_byte:.3f}"
-        self.console.message(f"step {step:4d} | val loss: {evaluation.loss:.6f}{bits}")
+        self.console.message(f"step {step:4d} | val loss: {evaluation.loss:.6f}{bits}{parts_line(evaluation.parts)}")
         usual = band_line(self.bands, self.plan.batch.tokens_before(step), evaluation.loss)
         if usual is not None and step > 0:
             self.console.message(usual)
@@ -300,7 +324,8 @@ class Run:
 
     def sample(self) -> None:
         """Generate text from the current state; print it and append it to samples.txt."""
-        text = self.config.sample.prompt + self._generate(self.config.sample.tokens)
+        between = "" if self.template is None else " -> "
+        text = f"{self.config.sample.prompt}{between}{self._generate(self.config.sample.tokens)}"
         self.write_sample(text)
         self.console.message(f"step {self.trainer.step:4d} | sample: {text}")
         self.metrics.pause()
@@ -317,12 +342,12 @@ class Run:
             raise ConfigError("this run's data was given as ids, so there is no tokenizer and no text to sample")
         ids = generate(
             self.model,
-            [int(token) for token in tokenizer.encode(how.prompt)],
+            prompt_ids(tokenizer, how.prompt, self.template),
             max_tokens,
             temperature=how.temperature,
             top_k=how.top_k,
             seed=seed_for(self.config.seed, "sample", self.trainer.step),
-            stop=tokenizer.end_of_text,
+            stop=end_of_answer(tokenizer, self.template),
             vocab_size=tokenizer.vocab_size,
             context=self.plan.seq_len,
         )

@@ -16,7 +16,7 @@ import torch
 
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
-from trainwell.planning.model_size import count_parameters
+from trainwell.planning.memory import MemoryEstimate, memory
 from trainwell.planning.resolve import Plan
 from trainwell.runs.rundir import RunDir
 
@@ -92,7 +92,7 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
         precision=precision,
         compile=_compile(config, plan, device, before),
         kernels=config.kernels,
-        micro_batch=before.get("micro_batch") or _micro_batch(config, plan, device),
+        micro_batch=before.get("micro_batch") or _micro_batch(config, plan, device, precision),
         threads=threads,
         matmul_precision=torch.get_float32_matmul_precision(),
         deterministic=device == "cpu" or config.deterministic,
@@ -184,15 +184,19 @@ def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any])
     return bool(before.get("compile", device == "cuda" and plan.num_steps >= _COMPILE_PAYS_AFTER_STEPS))
 
 
-def _micro_batch(config: RunConfig, plan: Plan, device: str) -> int:
-    """The configured one; or an estimate: the largest power of two whose activations fit half of the free memory."""
+def _micro_batch(config: RunConfig, plan: Plan, device: str, precision: Precision) -> int:
+    """The configured one; or by estimate the whole batch, or the largest power of two that takes half of what is free."""
     largest = max(plan.batch.batch_size, 1)
     if config.micro_batch != "auto":
         return min(config.micro_batch, largest)
-    vocab_size = plan.vocab_size or 50304
-    parameters = count_parameters(config.model, vocab_size, plan.seq_len).total
+
+    def estimate(size: int) -> MemoryEstimate:
+        return memory(config, plan.vocab_size or 50304, plan.seq_len, size, precision)
+
+    one = estimate(1)
     # on a CPU a gigabyte is plenty: a larger micro-batch gains nothing there
-    free = torch.cuda.mem_get_info()[0] - 16 * parameters if device == "cuda" else 2**30
-    per_sequence = plan.seq_len * (34 * config.model.width * config.model.num_layers * 4 + 12 * vocab_size)
-    fitting = max(1, free // 2 // per_sequence)
-    return int(min(largest, 2 ** (int(fitting).bit_length() - 1)))
+    free = torch.cuda.mem_get_info()[0] - one.total + one.of_micro_batch if device == "cuda" else 2**30
+    size = 1
+    while size < largest and estimate(min(2 * size, largest)).of_micro_batch <= free // 2:
+        size *= 2
+    return min(size, largest)

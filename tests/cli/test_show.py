@@ -141,6 +141,34 @@ def test_json_of_a_recipe_has_its_curve_and_its_batch(capsys: pytest.CaptureFixt
     assert {joint["what"]: joint["batch"] for joint in facts["joints"]}["full batch"] == 256
 
 
+def test_a_large_recipe_says_what_it_takes_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(show(capsys, "llama-1b").split())
+    assert "llama, 16 layers, 32 heads over 8 of keys and values, 2048 wide, 1,076,168,704 parameters" in text
+    assert " GB in bf16 with micro-batches of 4: " in text
+    assert "speed about 49k tokens a second on an H100, 15k on an A100 at 40 % of the peak: 4 d 17 h and " in text
+
+
+def test_a_small_recipe_says_what_it_takes_and_gives_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(show(capsys, "llama-tiny").split())
+    assert " MB in fp32 with micro-batches of 8: " in text
+    assert "tokens a second" not in text
+
+
+def test_json_of_a_recipe_has_its_memory_by_part_and_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(show(capsys, "llama-1b", "--json"))
+    memory = facts["memory"]
+    assert (memory.pop("precision"), memory.pop("micro_batch")) == ("bf16", 4)
+    assert memory.pop("total") == sum(memory.values())
+    assert memory["parameters"] == 4 * 1_076_168_704
+    assert [speed["device"] for speed in facts["speed"]] == ["H100", "A100"]
+    assert {speed["utilisation"] for speed in facts["speed"]} == {0.4}
+    assert json.loads(show(capsys, "demo", "--json"))["speed"] == []
+    unknown = json.loads(
+        show(capsys, "llama-1b", "--data.tokenizer", "chars", "--model.pad-vocab-to", "null", "--json")
+    )
+    assert (unknown["memory"], unknown["speed"]) == (None, [])
+
+
 def test_json_of_a_step_has_the_formula_of_the_batch_and_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(show(capsys, "demo@3", "--json"))
     assert len(facts["text"]["indices"]) == facts["batch_size"]

@@ -20,10 +20,42 @@ schedule: {warmup: 10%, min_lr: 10%}
 """
 """The numbers that the messages below contradict, laid over the recipe, whose own tuning is not at issue."""
 
+LLAMA: dict[str, object] = {"model.arch": "llama"}
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"model.head_dim": 16}, "model.head_dim: 16 has no effect, because model.arch gpt2 has no such part"),
+        ({"model.rope_theta": 5e5}, "model.rope_theta: 500000.0 has no effect"),
+        (LLAMA | {"model.num_kv_heads": 3}, "model.num_kv_heads: 3 does not divide model.num_heads 4"),
+        (
+            LLAMA | {"model.head_dim": 7},
+            "model.head_dim: a head of size 7 cannot be rotated in pairs; give an even one",
+        ),
+        (
+            LLAMA | {"model.width": 36},
+            "a head of size 9 cannot be rotated in pairs; give an even one, or another model.width",
+        ),
+        (LLAMA | {"model.rope_factor": 2}, "model.rope_scaling: null, but model.rope_factor is 2"),
+        (LLAMA | {"model.rope_scaling": "llama3"}, "model.rope_original_context: null does not go with"),
+        (
+            LLAMA | {"model.rope_scaling": "linear", "model.rope_original_context": 99},
+            "model.rope_original_context: 99 does not go with model.rope_scaling linear",
+        ),
+        (
+            {"data.template": "phi3"},
+            "data.template: phi3 has no effect, because task is pretrain; leave it out, or give task instruct",
+        ),
+        (
+            {"data.rows": "packed"},
+            "data.rows: packed has no effect, because task is pretrain; leave it out, or give task ",
+        ),
+        ({"data.labels": "a,b", "task": "instruct"}, "data.labels: a,b has no effect, because task is instruct"),
+        ({"data.rows": "packed", "task": "classify"}, "data.rows: packed is for task instruct"),
+        ({"eval.hellaswag": "x.jsonl", "task": "classify"}, "eval.hellaswag: a classifier continues no text"),
+        ({"data.stride": 64, "task": "instruct"}, "data.stride: 64 is for task pretrain, and task is instruct"),
+        ({"data.split": "tail", "task": "classify"}, "data.split: tail is for task pretrain"),
         ({"model.num_heads": 3}, "model.num_heads: 3 does not divide model.width 128; nearest that do: 2 and 4"),
         (
             {"batch_tokens": 1000},

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -194,7 +195,7 @@ def test_windows_side_by_side_or_overlapping_stay_inside_the_text(tokens: int, s
     if not len(windows):
         assert tokens < seq_len + 1
         return
-    inputs, targets = stack(windows, np.arange(len(windows)))
+    inputs, targets, _ = stack(windows, np.arange(len(windows)))
     assert torch.equal(inputs + 1, targets)
     assert torch.equal(inputs[:, 0], torch.arange(len(windows)) * stride)
     assert int(targets.max()) < tokens
@@ -209,7 +210,7 @@ class AsArrays(Numbered):
 
 @pytest.mark.parametrize("kind", [Numbered, AsArrays])
 def test_examples_may_be_lists_arrays_or_tensors(kind: type[Numbered]) -> None:
-    inputs, targets = stack(kind(5), np.array([3, 0]))
+    inputs, targets, _ = stack(kind(5), np.array([3, 0]))
     assert inputs.dtype == targets.dtype == torch.int64
     assert inputs.tolist() == [[3, 1, 2], [0, 1, 2]]
     assert targets.tolist() == [[1, 2, 3], [1, 2, 0]]
@@ -217,7 +218,7 @@ def test_examples_may_be_lists_arrays_or_tensors(kind: type[Numbered]) -> None:
 
 def test_a_torch_dataset_is_examples_as_it_is() -> None:
     dataset = TensorDataset(torch.arange(12).reshape(4, 3), torch.arange(1, 13).reshape(4, 3))
-    inputs, targets = stack(dataset, np.array([2]))
+    inputs, targets, _ = stack(dataset, np.array([2]))
     assert inputs.tolist() == [[6, 7, 8]]
     assert targets.tolist() == [[7, 8, 9]]
 
@@ -310,3 +311,90 @@ def test_a_generator_that_cannot_begin_anew_is_told_so() -> None:
 def test_what_is_not_iterable_is_no_loader() -> None:
     with pytest.raises(ConfigError, match="not int"):
         from_loader(5)  # type: ignore[arg-type]
+
+
+class Ragged:
+    """Examples of different lengths in rows of 70, as a task has them: filled up at the end, some with no target."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, targets = torch.zeros(70, dtype=torch.int64), torch.full((70,), IGNORED)
+        length = self.lengths[index]
+        inputs[:length] = torch.arange(1, length + 1) + 100 * index
+        targets[length // 2 : length] = inputs[length // 2 : length] + 1
+        return inputs, targets
+
+
+def counted(micro_batches: Iterable[MicroBatch]) -> list[tuple[int, ...]]:
+    """What counts in micro-batches: of each row that has a target, its ids up to the last one; in any order."""
+    rows = []
+    for micro in micro_batches:
+        for inputs, targets in zip(micro.inputs, micro.targets, strict=True):
+            end = int((targets != IGNORED).nonzero().max()) + 1 if (targets != IGNORED).any() else 0
+            rows += [(*inputs[:end].tolist(), *targets[:end].tolist())] if end else []
+    return sorted(rows)
+
+
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=12), st.integers(1, 5), st.integers(1, 3))
+def test_buckets_change_the_shape_of_a_batch_and_nothing_that_counts(
+    lengths: list[int], micro_batch: int, world_size: int
+) -> None:
+    plan = BatchPlan(len(lengths), 70)
+
+    def of(rank: int, buckets: bool) -> Batch:
+        batches = Batches(
+            Ragged(lengths),
+            plan,
+            micro_batch=micro_batch,
+            seed=1,
+            buckets=buckets,
+            device=CPU,
+            rank=rank,
+            world_size=world_size,
+        )
+        return batches(0)
+
+    plain = [micro for rank in range(world_size) for micro in of(rank, buckets=False).micro_batches]
+    bucketed = [micro for rank in range(world_size) for micro in of(rank, buckets=True).micro_batches]
+    assert counted(bucketed) == counted(plain)
+    assert sorted(micro.index for micro in bucketed) == sorted(micro.index for micro in plain)
+    assert {micro.inputs.shape[1] for micro in bucketed} <= {32, 64, 70}
+    assert sum(micro.inputs.numel() for micro in bucketed) <= sum(micro.inputs.numel() for micro in plain)
+    assert of(0, buckets=True).tokens == of(0, buckets=False).tokens == 70 * len(lengths)
+
+
+def test_rows_of_like_length_go_together() -> None:
+    batches = Batches(Ragged([70, 5, 60, 7]), BatchPlan(4, 70), micro_batch=2, seed=1, buckets=True, device=CPU)
+    assert [micro.inputs.shape for micro in batches(0).micro_batches] == [(2, 32), (2, 70)]
+
+
+class InDocuments(Ragged):
+    """The same as rows that say to which document a token belongs."""
+
+    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        pairs = [self[int(index)] for index in indices]
+        inputs, targets = (np.stack([pair[side].numpy() for pair in pairs]) for side in (0, 1))
+        return inputs, targets, np.broadcast_to(indices[:, None], inputs.shape)
+
+
+def test_documents_stay_with_their_rows_through_sorting_cutting_and_filling_up() -> None:
+    examples = InDocuments([70, 5, 60])
+    batches = Batches(examples, BatchPlan(3, 70), micro_batch=2, seed=1, buckets=True, device=CPU)
+    for micro in batches(0).micro_batches:
+        assert micro.documents is not None
+        assert micro.documents.shape == micro.inputs.shape
+        rows = zip(micro.inputs, micro.documents, strict=True)
+        assert all(int(inputs[0]) == 1 + 100 * int(documents[0]) for inputs, documents in rows)
+
+
+def test_an_evaluation_in_buckets_has_the_same_targets() -> None:
+    examples = Ragged([70, 5, 60, 7, 0])
+    how: dict[str, Any] = {"batch_size": 2, "micro_batch": 2, "batches": 0, "device": CPU}
+    plain, bucketed = (list(evaluation_batches(examples, **how, buckets=buckets)) for buckets in (False, True))
+    assert counted(bucketed) == counted(plain)
+    assert [micro.inputs.shape[1] for micro in bucketed] == [70, 64, 32]

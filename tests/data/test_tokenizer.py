@@ -97,6 +97,11 @@ def test_a_saved_tokenizer_is_the_same_one(tokenizer: Tokenizer, tmp_path: Path)
     assert np.array_equal(opened.encode(TRICKY), tokenizer.encode(TRICKY))
 
 
+def test_a_saved_tokenizer_may_be_named_by_its_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(str(tmp_path / "tokenizer.json")).identity == tokenizer.identity
+
+
 @pytest.mark.parametrize("name", ["bytes", "gpt2", "file"])
 def test_half_a_character_is_a_message(name: str, trained: Path, gpt2: Tokenizer) -> None:
     tokenizer = gpt2 if name == "gpt2" else load_tokenizer("bytes" if name == "bytes" else str(trained))

@@ -322,3 +322,54 @@ def test_dropout_is_on_the_embedding_the_attention_weights_and_both_branches(
     assert not torch.equal(model(ids), model(ids))
     everywhere = gpt2_of(dropout=0.5)
     assert {module.p for module in everywhere.modules() if isinstance(module, nn.Dropout)} == {0.5}
+
+
+def test_every_architecture_names_its_body_and_its_head_alike(either_of: Callable[..., Any]) -> None:
+    model = either_of(dtype=torch.float64, num_layers=3)
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        hidden = model.hidden(ids)
+        assert hidden.shape == (2, 6, 16)
+        assert torch.equal(model.lm_head(hidden), model(ids))
+    assert len(model.blocks) == 3
+    assert (model.vocab_size, model.seq_len) == (19, 12)
+    normed: list[Tensor] = []
+    model.final_norm.register_forward_hook(lambda _module, _inputs, output: normed.append(output))
+    with torch.no_grad():
+        assert model.hidden(ids) is normed[0]
+
+
+def test_a_classifier_has_a_new_head_of_its_own(either_of: Callable[..., Any]) -> None:
+    model = either_of(num_labels=3, tie_head=True)
+    assert model.lm_head.weight.shape == (3, 16)
+    assert model(torch.arange(12).view(2, 6)).shape == (2, 6, 3)
+
+
+@pytest.mark.parametrize("initialize", [init_gpt2, init_torch])
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_the_number_of_labels_changes_no_weight_but_the_heads(
+    initialize: Callable[[GPT2, Generator], None], tie_head: bool
+) -> None:
+    two, five = (GPT2(**SIZES, tie_head=tie_head, num_labels=labels) for labels in (2, 5))
+    for model in (two, five):
+        initialize(model, Generator().manual_seed(3))
+    heads = [model.state_dict().pop("lm_head.weight") for model in (two, five)]
+    assert [head.shape for head in heads] == [(2, 16), (5, 16)]
+    assert all(head.std() > 0.01 for head in heads)
+    bodies = [
+        {name: weight for name, weight in model.state_dict().items() if "lm_head" not in name} for model in (two, five)
+    ]
+    assert_same_weights(*bodies)
+
+
+def test_a_classifiers_head_is_drawn_as_narrow_as_all_others() -> None:
+    model = GPT2(**SIZES | {"width": 64}, num_labels=50)
+    init_gpt2(model, Generator().manual_seed(3))
+    assert model.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("norm_eps", [1e-5, 1e-3])
+def test_all_norms_add_the_same_to_the_variance(either_of: Callable[..., Any], norm_eps: float) -> None:
+    norms = [m for m in either_of(norm_eps=norm_eps).modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm)]
+    assert len(norms) >= 5
+    assert {norm.eps for norm in norms} == {norm_eps}

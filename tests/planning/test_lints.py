@@ -178,7 +178,7 @@ PROVOKED: list[tuple[str, str, str, Flags, str]] = [
     ),
     (
         "validation-text-too-short", "note", "eval.batches", {"eval.batches": 9999},
-        "eval.batches asks for 159,984 sequences, the validation text has 9,765: all are used",
+        "eval.batches asks for 159,984 sequences, the validation set has 9,765: all are used",
     ),
     (
         "tokens-per-parameter", "note", "duration", {"duration": 40, "model.width": 128},

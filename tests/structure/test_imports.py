@@ -7,17 +7,23 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src"
 NEED_TORCH = (
     "trainwell.__main__",  # runs the command line when imported
+    "trainwell.answers",
     "trainwell.book",
     "trainwell.build",
     "trainwell.checkpoint.state",
     "trainwell.checkpoint.store",
+    "trainwell.cli.ask",
     "trainwell.data.batches",
     "trainwell.evaluate",
+    "trainwell.export",
     "trainwell.fit",
     "trainwell.generate",
     "trainwell.given",
     "trainwell.gradients",
+    "trainwell.harness",
+    "trainwell.hellaswag",
     "trainwell.model",
+    "trainwell.models",
     "trainwell.optim.clip",
     "trainwell.optim.groups",
     "trainwell.optim.guard",

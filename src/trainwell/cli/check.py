@@ -1,15 +1,18 @@
 """`trainwell check`: the mistakes in a recipe, a config file or a run's plan, and what is worth knowing about it.
 
-Looks at configuration and counts alone; nothing is run. Never imports torch.
+Looks at configuration and counts alone; nothing is run, and torch is not imported. Only with --tasks it opens a run and
+asks its weights.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
+from trainwell.cli import parts
 from trainwell.cli.flags import with_config_flags
 from trainwell.cli.output import print_json, print_rich
 from trainwell.cli.plans import plan_of
@@ -39,13 +42,31 @@ def check(
     config: Annotated[Path | None, Parameter(help="A .yaml, .toml or .json file; it overrides the recipe.")] = None,
     strict: Annotated[bool, Parameter(help="Exit with 1 when there is a warning.", negative=())] = False,
     json: Annotated[bool, Parameter(help="Print what a program may read.", negative=())] = False,
+    tasks: Annotated[
+        str | None,
+        Parameter(
+            help="Benchmarks for the weights of a run or a step of it: task files (.yaml), folders of them, names of "
+            "the lm-evaluation-harness, with commas between. Needs the extra [eval]."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        Parameter(help="With --tasks: only the first so many documents of each.", validator=Number(gte=1)),
+    ] = None,
     flags: Mapping[str, object],
 ) -> None:
     """Check TARGET before anything runs: a recipe, a config file, or the plan of a run.
 
     Mistakes end it with exit code 2. Each warning and note says what is the case, where, why it matters, and the line
-    to change.
+    to change. With --tasks it is the weights of a run that are checked, by benchmarks of others.
     """
+    if tasks is not None:
+        if config is not None or strict:
+            raise ConfigError("--tasks is about the weights of a run, --config and --strict are about a plan")
+        _check_weights(target, tasks, limit, flags, as_json=json)
+        return
+    if limit is not None:
+        raise ConfigError(f"--limit {limit} is for --tasks, and there are none")
     path, plan, unknown = _plan(target, config, flags)
     found = findings(plan)
     warnings = [finding.name for finding in found if finding.level == "warning"]
@@ -130,3 +151,57 @@ def _one(finding: Finding) -> "list[RenderableType]":
 
 def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+def _check_weights(target: str, tasks: str, limit: int | None, flags: Mapping[str, object], *, as_json: bool) -> None:
+    """Run benchmarks on a run or a step of it, and print what was measured."""
+    name, _ = parse_target(target)
+    if not is_run(Path(name)):
+        raise ConfigError(
+            f"--tasks asks the weights of a run, and {name} is none; train one first (trainwell train demo), then: "
+            f"trainwell check runs/demo --tasks {tasks}"
+        )
+    names = [task.strip() for task in tasks.split(",") if task.strip()]
+    if not names:
+        raise ConfigError(
+            "--tasks: it is empty; give task files (.yaml), folders of them, or names, with commas between"
+        )
+    if flags.keys() - {"device"}:
+        raise ConfigError(f"{name} is a run and is asked as it is; of the config keys only --device goes with --tasks")
+
+    from trainwell.build import open_run
+    from trainwell.harness import run_tasks
+
+    run = open_run(target, **parts.current(), **flags)
+    if run.config.task == "classify":
+        raise ConfigError(f"{name} is a classifier and continues no text; its accuracy is in trainwell show {name}")
+    if run.tokenizer is None:
+        raise ConfigError(f"{name} was trained on ids given in Python, so there is no tokenizer to read a task with")
+    measured = run_tasks(run.model, run.tokenizer, names, context=run.plan.seq_len, limit=limit)
+    if as_json:
+        print_json({"target": name, "step": run.trainer.step, "limit": limit, "tasks": measured})
+    else:
+        print_rich(_measured(f"{name} at step {run.trainer.step:,}", measured))
+
+
+def _measured(title: str, tasks: Mapping[str, Mapping[str, Any]]) -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=Text(safe(title)), title_justify="left", title_style="bold")
+    table.add_column("task", overflow="fold")
+    table.add_column("metric", overflow="fold")
+    for heading in ("value", "stderr", "documents"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for task, found in tasks.items():
+        for metric, number in found["metrics"].items():
+            documents = "" if found["samples"] is None else f"{found['samples']:,}"
+            table.add_row(
+                Text(safe(task)), Text(safe(metric)), _figure(number["value"]), _figure(number["stderr"]), documents
+            )
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

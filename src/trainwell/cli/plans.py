@@ -13,10 +13,10 @@ def plan_of(config: RunConfig) -> tuple[Plan, str]:
     """
     if checks.training_problems(config):
         return resolve(config), ""
-    from trainwell.data.prepare import prepare  # here, because it brings numpy, which most calls can do without
+    from trainwell.data.tasks import open_data  # here, because it brings numpy, which most calls can do without
 
     try:
-        return resolve(config, prepare(config.data).info), ""
+        return resolve(config, open_data(config.task, config.data).info), ""
     except DataError as error:
         try:
             return resolve(config), str(error)

@@ -184,6 +184,7 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.config.name,
         **_schedule_facts(plan),
+        **_cost_facts(plan),
         "findings": [asdict(finding) for finding in findings(plan)],
         "config": plan.config.model_dump(mode="json"),
     }
@@ -206,6 +207,19 @@ def _schedule_facts(plan: Plan) -> dict[str, Any]:
         "joints": [asdict(joint) for joint in joints(plan)],
         "curve_columns": ["step", "tokens", "lr", "batch_size"],
         "curve": [[moment.step, moment.tokens, moment.lr, moment.batch_size] for moment in course(plan, _CURVE)],
+    }
+
+
+def _cost_facts(plan: Plan) -> dict[str, Any]:
+    """Bytes by part with what they assume, and tokens a second by device; null and empty where nothing can be said."""
+    from trainwell.planning.memory import micro_batch_of, planned_memory, precision_of
+    from trainwell.planning.speed import UTILISATION, speeds
+
+    estimate = planned_memory(plan)
+    assumed = {"precision": precision_of(plan.config), "micro_batch": micro_batch_of(plan)}
+    return {
+        "memory": None if estimate is None else asdict(estimate) | {"total": estimate.total} | assumed,
+        "speed": [asdict(speed) | {"utilisation": UTILISATION} for speed in speeds(plan)],
     }
 
 

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from trainwell.cli import parts
 from trainwell.cli.flags import with_config_flags
 from trainwell.config import checks
-from trainwell.data.prepare import TokenStore, prepare
+from trainwell.data.tasks import Store, open_data
 from trainwell.errors import CheckError, ConfigError, OutOfMemoryError, StoppedError
 from trainwell.planning.lints import findings
 from trainwell.planning.model_size import count_parameters
@@ -66,7 +66,7 @@ def train(
     _train(start, given, store)
 
 
-def _checked_data(start: Start, *, download: bool) -> TokenStore:
+def _checked_data(start: Start, *, download: bool) -> Store:
     """The data, prepared and counted; every mistake that needs counting is found here, before torch is imported."""
     if "data" in start.config.custom:
         raise ConfigError(
@@ -76,13 +76,13 @@ def _checked_data(start: Start, *, download: bool) -> TokenStore:
     problems = checks.training_problems(start.config)
     if problems:
         raise checks.error(problems)
-    store = prepare(start.config.data, download=download)
+    store = open_data(start.config.task, start.config.data, download=download)
     with suppress(NeedsTimingError):  # a number of steps that is measured once the model stands
         resolve(start.config, store.info)
     return store
 
 
-def _refuse_warnings(start: Start, store: TokenStore | None) -> None:
+def _refuse_warnings(start: Start, store: Store | None) -> None:
     """Raise ConfigError with every warning and the line to change, where there is one."""
     if store is None:
         raise ConfigError("--strict checks a plan of configured data; this script gives its own")
@@ -102,7 +102,7 @@ def _refuse_warnings(start: Start, store: TokenStore | None) -> None:
         )
 
 
-def _print_summary(start: Start, store: TokenStore | None) -> None:
+def _print_summary(start: Start, store: Store | None) -> None:
     if store is None:
         raise ConfigError("--dry-run counts configured data; this script gives its own")
     try:
@@ -116,7 +116,7 @@ def _print_summary(start: Start, store: TokenStore | None) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _train(start: Start, given: Mapping[str, Any], store: TokenStore | None) -> None:
+def _train(start: Start, given: Mapping[str, Any], store: Store | None) -> None:
     import torch
 
     from trainwell.build import assemble
@@ -172,9 +172,14 @@ def _stopping_on_signals(run: "Run") -> Iterator[None]:
 def _what_next(run: "Run") -> str:
     path = run.run_dir.path
     prompt = run.config.sample.prompt.strip() or "The"
+    first = {
+        "pretrain": f"--prompt {prompt!r}    more text from it",
+        "instruct": "--chat    ask it something",
+        "classify": "--label 'some text'    which class it takes it for",
+    }
     return (
         "\nWhat to try next:\n"
-        f"  trainwell sample {path} --prompt {prompt!r}    more text from it\n"
+        f"  trainwell sample {path} {first[run.config.task]}\n"
         f"  trainwell show {path}    its curves, samples and verdict\n"
         f"  trainwell train {path}@last --run {path}-longer --duration {2 * run.num_steps}    branch from its end\n"
     )

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from trainwell.config.tree import RunConfig, ScheduleConfig
+from trainwell.config.tree import DataConfig, ModelConfig, RunConfig, ScheduleConfig
 from trainwell.config.values import Duration
 from trainwell.errors import ConfigError
 
@@ -26,6 +26,8 @@ def problems(config: RunConfig) -> list[str]:
         *_ramp_problems(config),
         *_text_problems(config),
         *_model_problems(config),
+        *_switch_problems(config),
+        *_task_problems(config),
         *_length_problems(config),
         *_rate_problems(config),
         *_arithmetic_problems(config),
@@ -34,11 +36,15 @@ def problems(config: RunConfig) -> list[str]:
 
 def training_problems(config: RunConfig) -> list[str]:
     """Give a line for what only a run needs and `show` can do without: a text."""
-    if config.data.corpus is not None or config.data.path is not None:
+    if config.data.path is not None or (config.data.corpus is not None and config.task == "pretrain"):
         return []
+    instead = {
+        "pretrain": "give one with --data.path FILE_OR_FOLDER, or an embedded one with --data.corpus python-docs",
+        "instruct": "give a .json or .jsonl file of instructions and answers with --data.path FILE",
+        "classify": "give a .csv, .json or .jsonl file of texts and labels with --data.path FILE",
+    }
     return [
-        f"data.path: {config.name} has no text of its own, so it can be shown but not trained; "
-        "give one with --data.path FILE_OR_FOLDER, or an embedded one with --data.corpus python-docs"
+        f"data.path: {config.name} has no data of its own, so it can be shown but not trained; {instead[config.task]}"
     ]
 
 
@@ -143,15 +149,97 @@ def _text_problems(config: RunConfig) -> list[str]:
 
 
 def _model_problems(config: RunConfig) -> list[str]:
-    width, heads = config.model.width, config.model.num_heads
-    if width % heads == 0:
-        return []
-    divisors = [number for number in range(1, width + 1) if width % number == 0]
-    near = sorted(sorted(divisors, key=lambda number: abs(number - heads))[:2])
-    return [
-        f"model.num_heads: {heads} does not divide model.width {width}; nearest that do: "
-        f"{' and '.join(map(str, near))}; or a width of {width // heads * heads + heads}"
+    """Heads that do not divide what they must."""
+    shape, found = config.model, []
+    width, heads = shape.width, shape.num_heads
+    if shape.head_dim is None and width % heads:
+        found.append(
+            f"model.num_heads: {heads} does not divide model.width {width}; nearest that do: "
+            f"{_nearest_divisors(width, heads)}; or a width of {width // heads * heads + heads}"
+        )
+    if heads % shape.kv_heads:
+        found.append(
+            f"model.num_kv_heads: {shape.kv_heads} does not divide model.num_heads {heads}; "
+            f"nearest that do: {_nearest_divisors(heads, shape.kv_heads)}; or null for as many"
+        )
+    if shape.arch == "llama" and not found and shape.size_of_head % 2:
+        found.append(
+            f"model.head_dim: a head of size {shape.size_of_head} cannot be rotated in pairs; give an even one"
+            + ("" if shape.head_dim else ", or another model.width or model.num_heads")
+        )
+    return found
+
+
+def _nearest_divisors(number: int, wanted: int) -> str:
+    divisors = [each for each in range(1, number + 1) if number % each == 0]
+    near = sorted(sorted(divisors, key=lambda each: abs(each - wanted))[:2])
+    return " and ".join(map(str, near))
+
+
+_OF_LLAMA = (
+    "num_kv_heads",
+    "head_dim",
+    "mlp_width",
+    "rope_theta",
+    "rope_scaling",
+    "rope_factor",
+    "rope_original_context",
+    "qk_norm",
+)
+
+
+def _switch_problems(config: RunConfig) -> list[str]:
+    """Keys of one architecture that another has no use for, and a stretch of positions that says half of it."""
+    shape, own = config.model, ModelConfig()
+    if shape.arch != "llama":
+        return [
+            f"model.{key}: {getattr(shape, key)} has no effect, because model.arch {shape.arch} has no such part; "
+            "leave it out, or give model.arch llama"
+            for key in _OF_LLAMA
+            if getattr(shape, key) != getattr(own, key)
+        ]
+    found = []
+    if shape.rope_scaling is None and (shape.rope_factor != 1 or shape.rope_original_context is not None):
+        found.append(
+            f"model.rope_scaling: null, but model.rope_factor is {shape.rope_factor:g} and model.rope_original_context "
+            f"{shape.rope_original_context or 'null'}; give linear or llama3, or leave both out"
+        )
+    if (shape.rope_scaling == "llama3") != (shape.rope_original_context is not None) and shape.rope_scaling:
+        found.append(
+            f"model.rope_original_context: {shape.rope_original_context or 'null'} does not go with model.rope_scaling "
+            f"{shape.rope_scaling}; llama3 needs the context length before it (8192 for Llama 3.1), linear has none"
+        )
+    return found
+
+
+_OF_TASKS: dict[str, tuple[str, ...]] = {
+    "pretrain": (),
+    "instruct": ("template", "train_on_prompt", "rows"),
+    "classify": ("labels", "rows"),
+}
+
+
+def _task_problems(config: RunConfig) -> list[str]:
+    """Keys of one task that another has no use for."""
+    data, own, task = config.data, DataConfig(), config.task
+    found = [
+        f"data.{key}: {getattr(data, key)} has no effect, because task is {task}; "
+        f"leave it out, or give task {' or '.join(name for name, keys in _OF_TASKS.items() if key in keys)}"
+        for key in sorted({key for keys in _OF_TASKS.values() for key in keys} - set(_OF_TASKS[task]))
+        if getattr(data, key) != getattr(own, key)
     ]
+    if task == "classify" and data.rows == "packed":
+        found.append("data.rows: packed is for task instruct; a text to classify has a row of its own: give buckets")
+    if task == "classify" and config.eval.hellaswag is not None:
+        found.append("eval.hellaswag: a classifier continues no text; leave it out, or give task pretrain or instruct")
+    if task != "pretrain":
+        found += [
+            f"data.{key}: {getattr(data, key)} is for task pretrain, and task is {task}, whose data are examples; "
+            f"leave it out, or set it to {instead}"
+            for key, instead in (("stride", "null"), ("split", "auto"))
+            if getattr(data, key) not in {getattr(own, key), "documents"}
+        ]
+    return found
 
 
 def _length_problems(config: RunConfig) -> list[str]:

@@ -19,6 +19,7 @@ from trainwell.config import checks
 from trainwell.config.keys import Key, by_name, sections
 from trainwell.config.syntax import FORMATS, dump_yaml, parse_yaml, read_config_file
 from trainwell.config.tree import RunConfig
+from trainwell.config.weights import keys_of_weights
 from trainwell.errors import ConfigError
 
 __all__ = ["Recipe", "load", "read_config_file", "read_recipe", "recipe_names"]
@@ -37,6 +38,9 @@ _SPELLINGS = {
     "model.n_embd": "model.width",
     "model.emb_dim": "model.width",
     "model.drop_rate": "model.dropout",
+    "model.num_key_value_heads": "model.num_kv_heads",
+    "model.intermediate_size": "model.mlp_width",
+    "model.hidden_size": "model.width",
     "model.context_length": "data.seq_len",
     "model.block_size": "data.seq_len",
 }
@@ -84,11 +88,11 @@ def load(
     flags: Mapping[str, object] | None = None,
     source: str = "command line",
 ) -> RunConfig:
-    """Merge recipe < file < flags and validate once; raise one ConfigError with every mistake.
+    """Merge recipe < weights < file < flags and validate once; raise one ConfigError with every mistake.
 
     `target` is a recipe or the path of a config file; a file stands on the recipe `demo` unless `target` names another.
     `flags` have dotted keys ("optim.lr") or sections ({"optim": {"lr": 3e-4}}); text in them is read as YAML would, and
-    `none` is null. `source` is what messages call them.
+    `none` is null. `source` is what messages call them. The weights are those of `init_from`, which know their shape.
     """
     if target is not None and _is_path(target):
         if file is not None:
@@ -199,8 +203,7 @@ def _validated(layers: list[_Layer]) -> RunConfig:
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
     mistakes: list[str] = []
-    for layer in layers:
-        layer.read()
+    for layer in _with_weights([layer.read() for layer in layers]):
         mistakes += layer.mistakes
         extra = _deep_merge(values.get("extra", {}), layer.values.get("extra", {}))
         values |= layer.values | {"extra": extra}
@@ -223,6 +226,19 @@ def _validated(layers: list[_Layer]) -> RunConfig:
     if mistakes:
         raise checks.error(mistakes)
     return config
+
+
+def _with_weights(layers: list[_Layer]) -> list[_Layer]:
+    """Put what the weights of `init_from` say above the recipe, unless all of it is said above that again."""
+    source = next((layer.values["init_from"] for layer in reversed(layers) if "init_from" in layer.values), None)
+    shape = {name for name in by_name() if name.startswith("model.")}
+    if not isinstance(source, str) or any(shape <= layer.values.keys() for layer in layers[1:]):
+        return layers
+    task = next((layer.values["task"] for layer in reversed(layers) if "task" in layer.values), "pretrain")
+    said = keys_of_weights(source)
+    if task != "classify":
+        said.pop("data.labels", None)
+    return [layers[0], _Layer(f"weights {source}", said).read(), *layers[1:]]
 
 
 def _refusal(key: Key, value: object, reason: str) -> str:

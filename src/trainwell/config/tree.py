@@ -49,7 +49,7 @@ class DataConfig(Section):
     corpus: str | None = "python-docs"
     """Corpus by name: python-docs (embedded), tiny-shakespeare, verdict. Excludes data.path."""
     path: str | None = None
-    """Your own UTF-8 text: a file, or a folder of .txt and .md files. Excludes data.corpus."""
+    """Your own UTF-8 text: a file, or a folder of .txt and .md. For tasks a .json, .jsonl or .csv. Excludes corpus."""
     tokenizer: str = "bytes"
     """bytes, chars, gpt2, or the path of a Hugging Face tokenizer.json."""
     seq_len: Positive = 128
@@ -61,30 +61,77 @@ class DataConfig(Section):
     split: Literal["auto", "tail", "documents"] = "auto"
     """How text is held out: its tail, or whole documents by hash; auto is tail for one text, documents for several."""
     order: Literal["shuffled", "sequential"] = "shuffled"
-    """Order of windows: reshuffled every epoch, without replacement; or as they stand in the file."""
+    """Order of windows or examples: reshuffled every epoch, without replacement; or as they stand in the file."""
+    template: str = "alpaca"
+    """How an instruction becomes text: alpaca, phi3, tokenizer (its own chat template), or the path of your own."""
+    train_on_prompt: bool = False
+    """Learn the prompt of an instruction too; otherwise only its answer counts in the loss."""
+    rows: Literal["buckets", "packed", "padded"] = "buckets"
+    """Examples of tasks in rows: short ones together in short rows, several in a row (instruct), or all filled up."""
+    labels: str | None = None
+    """Names of the classes in their order, with commas between; null takes those of the file, sorted."""
 
 
 class ModelConfig(Section):
     """The shape of the model and how its weights start."""
 
-    arch: Literal["gpt2"] = "gpt2"
-    """Architecture."""
+    arch: Literal["gpt2", "llama"] = "gpt2"
+    """Architecture: GPT-2's, or Llama's (rotary positions, RMS norms, SwiGLU) with the switches of its kin."""
     num_layers: Positive = 4
     """Transformer blocks."""
     num_heads: Positive = 4
-    """Attention heads; must divide width."""
+    """Attention heads; must divide width where head_dim is null."""
+    num_kv_heads: Positive | None = None
+    """Heads of keys and values, each shared by several of the queries' (llama); null means num_heads."""
+    head_dim: Positive | None = None
+    """Size of an attention head (llama); null means width / num_heads."""
     width: Positive = 128
     """Size of the residual stream (n_embd, emb_dim)."""
+    mlp_width: Positive | None = None
+    """Inner size of the MLP (llama); null means 8/3 of width, up to the next multiple of 64. GPT-2's is 4 x width."""
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Epsilon of the layer norms or RMS norms."""
+    rope_theta: Annotated[float, Field(gt=1)] = 10_000.0
+    """Base of the rotary positions' wavelengths (llama)."""
+    rope_scaling: Literal["linear", "llama3"] | None = None
+    """Stretch rotary positions for a longer context: all of them, or the long wavelengths only (Llama 3.1)."""
+    rope_factor: Annotated[float, Field(ge=1)] = 1.0
+    """By how much rope_scaling stretches."""
+    rope_original_context: Positive | None = None
+    """Context length before rope_scaling llama3."""
+    qk_norm: bool = False
+    """RMS norms of each head's queries and keys, as in Qwen3 (llama)."""
     dropout: Fraction = 0.0
     """Dropout on embeddings, attention weights and residual branches."""
     tie_head: bool = True
     """Share the token embedding with the output head."""
-    qkv_bias: bool = True
-    """Biases in the query, key and value projections."""
+    qkv_bias: bool | None = None
+    """Biases in the query, key and value projections; null: gpt2 has them, llama has not."""
     init: Literal["gpt2", "torch"] = "gpt2"
     """Initial weights: GPT-2's (normal, residual projections scaled) or torch's defaults as in the book."""
     pad_vocab_to: Positive | None = None
     """Pad the vocabulary to this many entries (50304 for GPT-2); null leaves it as the tokenizer has it."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def size_of_head(self) -> int:
+        """Size of an attention head."""
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def width_of_mlp(self) -> int:
+        """Inner size of the MLP: of a SwiGLU 8/3, so that its three matrices weigh what GPT-2's two do."""
+        own = 4 * self.width if self.arch == "gpt2" else -(-8 * self.width // (3 * 64)) * 64
+        return self.mlp_width or own
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.arch == "gpt2" if self.qkv_bias is None else self.qkv_bias
 
 
 class OptimConfig(Section):
@@ -106,6 +153,8 @@ class OptimConfig(Section):
     """Clip gradients to this global L2 norm; null never clips."""
     clip_from: Literal["warmup"] | Duration = Duration.parse(0)
     """First step that is clipped, or warmup: clip from the end of the warmup."""
+    train: Literal["all", "last-block"] = "all"
+    """Which weights learn: all; or the last block, the last norm and the head, as in the book's chapter 6."""
 
 
 class ScheduleConfig(Section):
@@ -157,6 +206,8 @@ class EvalConfig(Section):
     """How often; null never. A run also evaluates before step 0 and at its end."""
     batches: Annotated[int, Field(ge=0)] = 20
     """Batches of batch_size sequences, the same each time; 0 is the whole validation set."""
+    hellaswag: str | None = None
+    """A HellaSwag file (JSON lines) on your disk: its accuracy comes with every evaluation; null for none."""
 
 
 class SampleConfig(Section):
@@ -165,7 +216,7 @@ class SampleConfig(Section):
     every: Duration | None = Duration.parse("1 epochs")
     """How often; null never."""
     prompt: str = "The "
-    """What the sample continues."""
+    """What the sample continues; of instruct, the instruction that it answers."""
     tokens: Positive = 50
     """Tokens to generate."""
     temperature: Annotated[float, Field(ge=0)] = 0.8
@@ -197,8 +248,8 @@ class RunConfig(Section):
 
     name: str = "my-run"
     """Name of the run; its folder is runs/NAME."""
-    task: Literal["pretrain"] = "pretrain"
-    """What is learned."""
+    task: Literal["pretrain", "instruct", "classify"] = "pretrain"
+    """What is learned: the next token of a text, answers to instructions, or the label of a text."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     """Seed of everything random: initial weights, data order, dropout, samples."""
     duration: Duration = Duration.parse(1200)
@@ -222,7 +273,7 @@ class RunConfig(Section):
     parallel: Literal["auto", "none"] = "auto"
     """How several processes share the work; this version trains in one."""
     init_from: str | None = None
-    """Start from the weights of a run or a step of it: runs/demo, runs/demo@1200, runs/demo@best."""
+    """Start from the weights of a run (runs/demo), a step of it (runs/demo@best) or a Hugging Face folder."""
     data: DataConfig = DataConfig()
     """Which text, cut into tokens and windows how."""
     model: ModelConfig = ModelConfig()

@@ -6,8 +6,8 @@ Ranks take whole micro-batches in turn, so neither their number nor anything els
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,15 +18,21 @@ from trainwell.data.order import count_windows, windows_at
 from trainwell.errors import ConfigError, DataError
 
 IGNORED = -100
+BUCKET = 32
+"""Micro-batches of uneven rows are as wide as a multiple of it, so that there are few shapes."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass sees: `inputs` and `targets` (B, T) int64, and the place of its first row in the batch."""
+    """What one forward pass sees: `inputs` and `targets` (B, T) int64, and the place of its first row in the batch.
+
+    `documents` (B, T) int64 says which document of its row a token is from, where several are packed into one.
+    """
 
     inputs: Tensor
     targets: Tensor
     index: int
+    documents: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,20 +70,38 @@ class Windows:
         return self._count
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        inputs, targets = self.gather(np.array([index]))
+        inputs, targets, _ = self.gather(np.array([index]))
         return inputs[0], targets[0]
 
-    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], None]:
         """Inputs and targets (len(indices), seq_len) of several windows at once."""
         rows = self._tokens[indices[:, None] * self._stride + self._span].astype(np.int64)
-        return rows[:, :-1], rows[:, 1:]
+        return rows[:, :-1], rows[:, 1:], None
 
 
-def stack(examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (len(indices), T) of the named examples, as int64 on the CPU."""
-    if isinstance(examples, Windows):
-        inputs, targets = examples.gather(indices)
-        return torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(np.ascontiguousarray(targets))
+@runtime_checkable
+class Gathering(Protocol):
+    """Examples that give several rows at once: inputs, targets and documents (None: one a row), each (n, T)."""
+
+    def gather(
+        self, indices: NDArray[np.int64], /
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
+        """The rows of the examples named."""
+
+
+class Rows(NamedTuple):
+    """Rows of a global batch, as int64 (n, T) on the CPU; see `MicroBatch`."""
+
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor | None = None
+
+
+def stack(examples: Examples, indices: NDArray[np.int64]) -> Rows:
+    """The rows of the named examples."""
+    if isinstance(examples, Gathering):
+        parts = examples.gather(indices)
+        return Rows(*(None if part is None else torch.from_numpy(np.ascontiguousarray(part)) for part in parts))  # type: ignore[arg-type]
     rows = [_as_ids(examples[int(index)]) for index in indices]
     for index, row in zip(indices, rows, strict=True):
         if row[0].shape != rows[0][0].shape or row[1].shape != row[0].shape:
@@ -86,20 +110,41 @@ def stack(examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, Tenso
                 f"{indices[0]} has {rows[0][0].numel()} inputs; all must be of one length, "
                 f"filled up with targets {IGNORED}"
             )
-    return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+    return Rows(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
 
 
 def _as_ids(pair: Sequence[Any]) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(pair[0], dtype=torch.int64), torch.as_tensor(pair[1], dtype=torch.int64)
 
 
+def shortest_first(rows: Rows) -> Rows:
+    """The same rows by length, which is where their last target is: micro-batches cut from them need little filling."""
+    order = _lengths(rows.targets).argsort(stable=True)
+    return Rows(*(None if part is None else part[order] for part in rows))  # type: ignore[arg-type]
+
+
+def _lengths(targets: Tensor) -> Tensor:
+    """For each row the number of columns up to its last target; what comes after is seen by nothing that counts."""
+    columns = torch.arange(1, targets.shape[1] + 1)
+    return (columns * (targets != IGNORED)).amax(dim=1)
+
+
 def cut(
-    inputs: Tensor, targets: Tensor, micro_batch: int, device: torch.device, *, rank: int = 0, world_size: int = 1
+    inputs: Tensor,
+    targets: Tensor,
+    micro_batch: int,
+    device: torch.device,
+    *,
+    documents: Tensor | None = None,
+    buckets: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[MicroBatch]:
     """Cut rows into micro-batches of one shape, every `world_size`-th of them; filler rows have IGNORED targets.
 
     Every rank gets the same number, so shapes never change and no rank waits for another; indices do not depend on
-    the number of ranks.
+    the number of ranks. With `buckets` a micro-batch ends after its last target, at the next multiple of BUCKET:
+    a few shapes in place of one.
     """
     rows = inputs.shape[0]
     in_turn = -(-rows // (micro_batch * world_size)) * world_size
@@ -107,13 +152,19 @@ def cut(
     if missing:
         inputs = torch.cat((inputs, inputs[:1].expand(missing, -1)))
         targets = torch.cat((targets, targets.new_full((missing, targets.shape[1]), IGNORED)))
-    pairs = zip(
-        inputs.split(micro_batch), targets.split(micro_batch), range(0, rows + missing, micro_batch), strict=True
-    )
-    return [MicroBatch(_to(x, device), _to(y, device), index) for x, y, index in list(pairs)[rank::world_size]]
+        documents = None if documents is None else torch.cat((documents, documents[:1].expand(missing, -1)))
+    found = []
+    for index in list(range(0, rows + missing, micro_batch))[rank::world_size]:
+        here, width = slice(index, index + micro_batch), inputs.shape[1]
+        if buckets:
+            width = min(width, max(1, -(-int(_lengths(targets[here]).max()) // BUCKET)) * BUCKET)
+        x, y = _to(inputs[here, :width], device), _to(targets[here, :width], device)
+        found.append(MicroBatch(x, y, index, None if documents is None else _to(documents[here, :width], device)))
+    return found
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    tensor = tensor.contiguous()
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -140,6 +191,7 @@ class Batches:
         micro_batch: int,
         seed: int,
         order: Literal["shuffled", "sequential"] = "shuffled",
+        buckets: bool = False,
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
@@ -148,7 +200,14 @@ class Batches:
             raise DataError("the training data has no examples; at least one is needed")
         self.examples = examples
         self.plan = plan
-        self._cut = {"micro_batch": micro_batch, "device": device, "rank": rank, "world_size": world_size}
+        self._buckets = buckets
+        self._cut: dict[str, Any] = {
+            "micro_batch": micro_batch,
+            "device": device,
+            "rank": rank,
+            "world_size": world_size,
+            "buckets": buckets,
+        }
         self._seed = seed
         self._order: Literal["shuffled", "sequential"] = order
 
@@ -159,9 +218,11 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         """This rank's part of the step's global batch, on the device."""
-        inputs, targets = stack(self.examples, self.indices(step))
-        micro_batches = cut(inputs, targets, **self._cut)  # type: ignore[arg-type]
-        return Batch(micro_batches, inputs.numel(), self.plan.examples_before(step) / len(self.examples))
+        rows = stack(self.examples, self.indices(step))
+        if self._buckets:
+            rows = shortest_first(rows)
+        micro_batches = cut(rows.inputs, rows.targets, documents=rows.documents, **self._cut)
+        return Batch(micro_batches, rows.inputs.numel(), self.plan.examples_before(step) / len(self.examples))
 
 
 class Prefetch:
@@ -252,13 +313,19 @@ def from_loader(loader: Iterable[Any]) -> Stream:
 
 
 def evaluation_batches(
-    examples: Examples, *, batch_size: int, micro_batch: int, batches: int, device: torch.device
+    examples: Examples,
+    *,
+    batch_size: int,
+    micro_batch: int,
+    batches: int,
+    device: torch.device,
+    buckets: bool = False,
 ) -> Iterator[MicroBatch]:
     """The same micro-batches each time: `batches` x `batch_size` examples spread evenly over the data; 0 takes all."""
     count = len(examples)
     taken = count if batches == 0 else min(count, batches * batch_size)
     indices = np.arange(taken, dtype=np.int64) * count // max(taken, 1)
     for start in range(0, taken, micro_batch):
-        inputs, targets = stack(examples, indices[start : start + micro_batch])
-        for micro in cut(inputs, targets, micro_batch, device):
-            yield MicroBatch(micro.inputs, micro.targets, start)
+        rows = stack(examples, indices[start : start + micro_batch])
+        for micro in cut(rows.inputs, rows.targets, micro_batch, device, documents=rows.documents, buckets=buckets):
+            yield replace(micro, index=start)

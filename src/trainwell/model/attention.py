@@ -1,4 +1,4 @@
-"""Causal self-attention over fresh or cached keys and values; shared by the architectures."""
+"""Causal self-attention over fresh or cached keys and values, and over several documents in a row; for all models."""
 
 import torch
 from torch import Tensor
@@ -26,13 +26,39 @@ class KVCache:
         return keys, values
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float) -> Tensor:
-    """Causal scaled dot-product attention of the last T of S tokens.
+def place(ids: Tensor, cache: KVCache | None, documents: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Where the tokens `ids` (B, T) stand: their positions, and the mask for `attend`.
 
-    `queries` and the result are (B, H, T, D), `keys` and `values` (B, H, S, D).
+    Without `documents` they continue what the cache holds: positions (T,) and no mask, since causal is enough. With
+    them, each token's document by number (B, T), never falling along a row, positions (B, T) count from the start of
+    the document, and the mask (B, 1, T, T) is True where a token may look: at its own document, up to itself.
+    """
+    length = ids.shape[1]
+    if documents is None:
+        start = 0 if cache is None else cache.length
+        return torch.arange(start, start + length, device=ids.device), None
+    assert cache is None, "documents are for training and a cache is for generating"
+    index = torch.arange(length, device=ids.device)
+    documents = documents.contiguous()
+    starts = torch.searchsorted(documents, documents)  # the numbers are sorted: the first token that has the same
+    mask = documents[:, :, None] == documents[:, None, :]
+    return index - starts, (mask & (index[:, None] >= index))[:, None]
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of the last T of S tokens: causal, or as `mask` (B, 1, T, S) says.
+
+    `queries` and the result are (B, H, T, D), `keys` and `values` (B, K, S, D) where K divides H: with fewer, each
+    head of keys and values serves H / K heads of queries that follow each other.
     """
     new, total = queries.shape[2], keys.shape[2]
-    if new == total:
-        return scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
-    mask = torch.ones(new, total, dtype=torch.bool, device=queries.device).tril(total - new)
+    groups = queries.shape[1] // keys.shape[1]
+    if mask is None and new == total:
+        return scaled_dot_product_attention(
+            queries, keys, values, dropout_p=dropout, is_causal=True, enable_gqa=groups > 1
+        )
+    if mask is None:
+        mask = torch.ones(new, total, dtype=torch.bool, device=queries.device).tril(total - new)
+    if groups > 1:  # the kernels that take a mask want as many heads everywhere, or hold all scores in memory
+        keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
     return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import init
 
-from trainwell.model.attention import KVCache, attend
+from trainwell.model.attention import KVCache, attend, place
 
 
 class Attention(nn.Module):
@@ -21,13 +21,13 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(width, width)
         self.resid_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, layer: int, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         heads = self.c_attn(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys, values = heads.unbind(0)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
-        mixed = attend(queries, keys, values, dropout=self.dropout if self.training else 0.0)
+        mixed = attend(queries, keys, values, dropout=self.dropout if self.training else 0.0, mask=mask)
         return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
 
@@ -49,21 +49,25 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each behind a layer norm and beside a residual path."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float, qkv_bias: bool) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float, qkv_bias: bool, norm_eps: float) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, norm_eps)
         self.attn = Attention(width, num_heads, dropout, qkv_bias)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width, norm_eps)
         self.mlp = MLP(width, dropout)
 
-    def forward(self, x: Tensor, layer: int, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), layer, cache)
+        x = x + self.attn(self.ln_1(x), layer, cache, mask)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
 class GPT2(nn.Module):
-    """The language model: token ids (B, T) to logits (B, T, V), for T up to `seq_len`."""
+    """The language model: token ids (B, T) to logits (B, T, V), for T up to `seq_len`.
+
+    With `num_labels` it is a classifier: its head is a new one with that many outputs, never tied, which means
+    something at the last token of a text, where all of it has been read.
+    """
 
     def __init__(
         self,
@@ -76,31 +80,51 @@ class GPT2(nn.Module):
         dropout: float = 0.0,
         tie_head: bool = True,
         qkv_bias: bool = True,
+        norm_eps: float = 1e-5,
+        num_labels: int | None = None,
     ) -> None:
         super().__init__()
         self.seq_len = seq_len
         self.vocab_size = vocab_size
+        self.num_labels = num_labels
         self.wte = nn.Embedding(vocab_size, width)
         self.wpe = nn.Embedding(seq_len, width)
         self.drop = nn.Dropout(dropout)
-        self.h = nn.ModuleList(Block(width, num_heads, dropout, qkv_bias) for _ in range(num_layers))
-        self.ln_f = nn.LayerNorm(width)
-        self.lm_head = nn.Linear(width, vocab_size, bias=False)
-        if tie_head:
+        self.h = nn.ModuleList(Block(width, num_heads, dropout, qkv_bias, norm_eps) for _ in range(num_layers))
+        self.ln_f = nn.LayerNorm(width, norm_eps)
+        self.lm_head = nn.Linear(width, vocab_size if num_labels is None else num_labels, bias=False)
+        if tie_head and num_labels is None:
             self.lm_head.weight = self.wte.weight
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks in order, under the name that all architectures share."""
+        return self.h
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last block and the head."""
+        return self.ln_f
 
     def new_cache(self) -> KVCache:
         """An empty cache for generating with this model."""
         return KVCache(len(self.h))
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of `ids` (B, T); with a cache, `ids` continue what it holds."""
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """What the head reads at each of `ids` (B, T): (B, T, C), after the last norm.
+
+        With a cache, `ids` continue what it holds. With `documents` (B, T), the number of each token's document, which
+        never falls along a row, a token sees its own document only and positions count from its start.
+        """
+        positions, mask = place(ids, cache, documents)
         x = self.drop(self.wte(ids) + self.wpe(positions))
         for layer, block in enumerate(self.h):
-            x = block(x, layer, cache)
-        return self.lm_head(self.ln_f(x))  # type: ignore[no-any-return]
+            x = block(x, layer, cache, mask)
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of `ids` (B, T); `cache` and `documents` as in `hidden`."""
+        return self.lm_head(self.hidden(ids, cache, documents))  # type: ignore[no-any-return]
 
 
 def init_torch(model: GPT2, generator: Generator) -> None:
@@ -112,8 +136,10 @@ def init_gpt2(model: GPT2, generator: Generator) -> None:
     """GPT-2's weights as Karpathy's code draws them: N(0, 0.02), residual projections scaled by (2 num_layers)^-0.5.
 
     His model first draws torch's defaults for every module and then draws again over them, a tied head once more.
+    A classifier's head has no such past: it is drawn once, last, so that its size changes no other weight.
     """
-    _draw_defaults(model, generator, split_qkv=False)
+    classifies = model.num_labels is not None
+    _draw_defaults(model, generator, split_qkv=False, without=model.lm_head if classifies else None)
     residual_std = 0.02 * (2 * len(model.h)) ** -0.5
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -122,8 +148,10 @@ def init_gpt2(model: GPT2, generator: Generator) -> None:
             init.zeros_(module.bias)
 
 
-def _draw_defaults(model: GPT2, generator: Generator, *, split_qkv: bool) -> None:
+def _draw_defaults(model: GPT2, generator: Generator, *, split_qkv: bool, without: nn.Module | None = None) -> None:
     for name, module in model.named_modules():
+        if module is without:
+            continue
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, generator=generator)
         elif isinstance(module, nn.LayerNorm):

@@ -1,10 +1,14 @@
 """The loss: a sum over target tokens, never a mean, so that how a batch is cut into parts cannot change it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy, linear, log_softmax
+
+_IGNORED = -100
 
 
 class Tokens(Protocol):
@@ -27,15 +31,146 @@ Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Parts]]
 def token_loss(model: nn.Module, batch: Tokens) -> Tensor:
     """Cross-entropy in nats, summed over the targets of `batch` that are not -100: a scalar, float32 or wider.
 
-    `model` maps ids (B, T) to logits (B, T, V), or to an object that has them as `.logits`.
+    `model` maps ids (B, T) to logits (B, T, V), or to an object that has them as `.logits`. Where the batch has
+    `documents` (B, T) they go along.
     """
-    output: Any = model(batch.inputs)
-    logits: Tensor = getattr(output, "logits", output)
-    if logits.dtype.itemsize < 4:
-        logits = logits.float()
-    return cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100, reduction="sum")
+    return _surprise(_logits(model, batch), batch.targets)
+
+
+def head_loss(model: nn.Module, batch: Tokens, *, chunk: int = 1 << 25) -> Tensor:
+    """The loss of `token_loss` without all logits at once, for a model with `.hidden` and `.lm_head`.
+
+    Only positions that have a target go through the head, as many at a time as have `chunk` logits together (at
+    least one; the default is 128 MiB in float32). Gradients are computed in the forward pass, while the logits are
+    there; they cannot be differentiated again. It reads from the device how many targets there are.
+    """
+    body: Any = model
+    targets = batch.targets.flatten()
+    counted = (targets != _IGNORED).nonzero()[:, 0]  # it waits for the device, so not with a forward pass ahead of it
+    hidden: Tensor = body.hidden(batch.inputs, **_documents(batch)).flatten(0, 1)
+    return _HeadLoss.apply(  # type: ignore[no-any-return, no-untyped-call]
+        hidden,
+        body.lm_head.weight,
+        counted,
+        targets[counted],
+        _head_dtype(hidden),
+        max(1, chunk // len(body.lm_head.weight)),
+        torch.is_grad_enabled(),
+    )
+
+
+def label_loss(labels: Sequence[str]) -> Loss:
+    """The loss of a classifier: `token_loss` whose targets are classes, with the targets it got right as `accuracy`.
+
+    Outside of training it also counts, for each of `labels` in order of their numbers, the targets of that class as
+    `of/NAME` and those got right as `correct/NAME`.
+    """
+
+    def loss(model: nn.Module, batch: Tokens) -> tuple[Tensor, Parts]:
+        logits = _logits(model, batch)
+        right = logits.detach().argmax(dim=2) == batch.targets
+        parts = {"accuracy": right.sum().float()}
+        for number, name in enumerate([] if model.training else labels):
+            mine = batch.targets == number
+            parts |= {f"correct/{name}": (right & mine).sum().float(), f"of/{name}": mine.sum().float()}
+        return _surprise(logits, batch.targets), parts
+
+    return loss
 
 
 def with_parts(value: Tensor | tuple[Tensor, Parts]) -> tuple[Tensor, Parts]:
     """The sum and its named parts, whichever form a loss returned."""
     return value if isinstance(value, tuple) else (value, {})
+
+
+class Compiled:
+    """A model as a loss sees it, compiled: called whole or by its `.hidden`; eager for all others."""
+
+    def __init__(self, model: nn.Module, backend: str = "inductor") -> None:
+        self._model = model
+        self._whole = torch.compile(model, backend=backend)
+        body: Any = getattr(model, "hidden", None)
+        if callable(body):
+            self.hidden = torch.compile(body, backend=backend)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns."""
+        return self._whole(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _documents(batch: Tokens) -> dict[str, Tensor]:
+    documents = getattr(batch, "documents", None)
+    return {} if documents is None else {"documents": documents}
+
+
+def _logits(model: nn.Module, batch: Tokens) -> Tensor:
+    output: Any = model(batch.inputs, **_documents(batch))
+    logits: Tensor = getattr(output, "logits", output)
+    return logits
+
+
+def _surprise(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(_widened(logits).flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="sum")
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+def _head_dtype(hidden: Tensor) -> torch.dtype:
+    """The type in which a head called on `hidden` would multiply: autocast narrows everything but float64."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Head and cross-entropy in one; its forward pass computes the gradients, its backward pass scales them.
+
+    Of `hidden` (N, C) the rows `counted` (M,) have the targets (M,), and go through `weight` (V, C) `size` at a time,
+    multiplied in `dtype`. With p the softmax of a row's logits, their gradient is p - onehot(target).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        counted: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        size: int,
+        differentiable: bool,
+    ) -> Tensor:
+        wide = torch.promote_types(dtype, torch.float32)
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        of_hidden, of_weight = (differentiable and needed for needed in ctx.needs_input_grad[:2])
+        grad_hidden = torch.zeros_like(hidden) if of_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            head = weight.to(dtype)
+            for rows, asked in zip(counted.split(size), targets.split(size), strict=True):
+                seen = hidden[rows].to(dtype)
+                grad = log_softmax(linear(seen, head).to(wide), dim=1)
+                at_target = torch.arange(len(asked), device=asked.device), asked
+                loss -= grad[at_target].sum()
+                if grad_hidden is None and grad_weight is None:
+                    continue
+                grad.exp_()[at_target] -= 1
+                grad = grad.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = (grad @ head).to(hidden.dtype)
+                if grad_weight is not None:
+                    grad_weight += grad.T @ seen
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [None if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
+        return *grads, None, None, None, None, None

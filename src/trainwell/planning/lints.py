@@ -156,10 +156,10 @@ def _data(plan: Plan) -> Iterator[Finding]:
             name="validation-text-too-short",
             level="note",
             key="eval.batches",
-            what=f"eval.batches asks for {asked:,} sequences, the validation text has {plan.num_val_windows:,}: "
+            what=f"eval.batches asks for {asked:,} sequences, the validation set has {plan.num_val_windows:,}: "
             "all are used",
             where="every evaluation",
-            why="the loss of a small validation text is a noisy one",
+            why="the loss of a small validation set is a noisy one",
             change="eval.batches: 0",
         )
     if info is not None and info.note:
@@ -174,8 +174,21 @@ def _data(plan: Plan) -> Iterator[Finding]:
         )
 
 
+def _frozen(plan: Plan) -> Iterator[Finding]:
+    if plan.config.optim.train == "last-block" and plan.config.init_from is None:
+        yield Finding(
+            name="frozen-random-weights",
+            level="warning",
+            key="optim.train",
+            what="only the last block learns, and the frozen ones below it hold random weights",
+            where="every step",
+            why="what is frozen must have learned something before: the book's chapter 6 starts from GPT-2's weights",
+            change="init_from: runs/demo",
+        )
+
+
 def _tokens_per_parameter(plan: Plan) -> Iterator[Finding]:
-    if plan.vocab_size is None:
+    if plan.vocab_size is None or plan.config.task != "pretrain":
         return
     total = count_parameters(plan.config.model, plan.vocab_size, plan.seq_len).total
     ratio = plan.batch.tokens_before(plan.num_steps) / total
@@ -207,6 +220,7 @@ _LINTS = (
     rate_lints.minimum,
     rate_lints.peak,
     rate_lints.warmup,
+    _frozen,
     _clipping,
     _horizon_and_data,
     _passes,

@@ -68,6 +68,11 @@ class Plan:
     """Entries of the embedding, padding included; None when only the text would tell."""
 
     @property
+    def rows(self) -> str:
+        """What an epoch consists of: windows of a text, or rows of examples."""
+        return "windows" if self.config.task == "pretrain" else "rows"
+
+    @property
     def schedules(self) -> dict[str, Schedule]:
         """Everything that changes with the step, by the name of the optimizer's setting."""
         return {"lr": self.lr, **_others(self)}

@@ -23,7 +23,10 @@ def _data(plan: Plan) -> str:
     if info is None:
         return "not counted yet"
     passes = (
-        "an unknown number of passes" if epochs is None else f"{epochs:.2f} passes over {plan.num_windows:,} windows"
+        "an unknown number of passes" if epochs is None else f"{epochs:.2f} passes over {plan.num_windows:,} {plan.rows}"
     )
     version = "" if info.version is None else f" ({info.version})"
-    return f"{info.corpus}{version}, {short_count(info.train_tokens)} tokens, tokenizer {info.tokenizer}, {passes}"
+    size = f"{short_count(info.train_tokens)} tokens"
+    if plan.config.task != "pretrain":
+        size = f"{info.num_texts:,} examples, {plan.num_val_windows:,} {plan.rows} held out"
+    return f"{info.corpus}{version}, {size}, tokenizer {info.tokenizer}, {passes}"

@@ -143,7 +143,7 @@ def _continued(run: RunDir, wanted: RunConfig, decided: tuple[str, ...] = ()) ->
 def _left_open(key: str, value: Any) -> bool:
     """Whether a wanted value says no more than: as you see fit; the run has seen fit, and written what."""
     measured = key == "duration" and str(value).endswith("minutes")
-    return value == "auto" or key.startswith("custom") or measured
+    return value == "auto" or key.startswith("custom") or measured or (key == "data.labels" and value is None)
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

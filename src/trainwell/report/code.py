@@ -25,7 +25,9 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "model.dropout": (0.0,),
     "model.init": ("gpt2",),
     "optim.name": ("adamw",),
+    "model.norm_eps": (1e-5,),
     "optim.decay": ("matrices",),
+    "optim.train": ("all",),
     "schedule.dialect": (None, "nanogpt", "build-nanogpt"),
     "schedule.warmup_shape": ("linear",),
     "schedule.initial_lr": (None,),
@@ -74,7 +76,7 @@ def _settings(plan: Plan) -> str:
         ("SEQ_LEN, STRIDE, SHUFFLED", [plan.seq_len, data.stride or plan.seq_len, data.order == "shuffled"]),
         (
             "LAYERS, HEADS, WIDTH, QKV_BIAS, TIE_HEAD, PAD_VOCAB_TO",
-            [model.num_layers, model.num_heads, model.width, model.qkv_bias, model.tie_head, model.pad_vocab_to],
+            [model.num_layers, model.num_heads, model.width, model.has_qkv_bias, model.tie_head, model.pad_vocab_to],
         ),
         (
             "PEAK, MIN_LR, WARMUP, HORIZON, DIALECT",

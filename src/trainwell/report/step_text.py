@@ -6,6 +6,7 @@ never torch.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,10 +14,13 @@ from trainwell.config import checks
 from trainwell.config.tree import RunConfig
 from trainwell.data.corpora import read_corpus
 from trainwell.data.order import windows_at
-from trainwell.data.prepare import TokenStore, prepare
+from trainwell.data.examples import ExampleStore
+from trainwell.data.prepare import TokenStore
+from trainwell.data.tasks import Store, open_data
 from trainwell.errors import ConfigError, DataError
 from trainwell.planning.resolve import Plan
 
+_IGNORED = -100
 _MOST_DECODED = 1_000_000
 """Tokens that are decoded to say where in its text a window lies; past that the place is left out."""
 
@@ -67,15 +71,31 @@ def text_of_step(plan: Plan, step: int, *, most: int = 3) -> StepText:
     store = _open(plan)
     indices = window_indices(plan, step)
     first = plan.batch.examples_before(step)
-    places = _Places(plan.config, store)
+    window = partial(_row, store) if isinstance(store, ExampleStore) else _Places(plan.config, store).window
     shown = [
-        places.window(first + number, index, (first + number) // plan.num_windows, plan)
+        window(first + number, index, (first + number) // plan.num_windows, plan)
         for number, index in enumerate(indices[:most])
     ]
     return StepText(tuple(indices), tuple(shown))
 
 
-def _open(plan: Plan) -> TokenStore:
+def _row(store: ExampleStore, example: int, index: int, epoch: int, plan: Plan) -> Window:
+    """Describe a row of examples: what is read up to its last target."""
+    inputs, targets = store.train[index]
+    end = int(np.flatnonzero(targets != _IGNORED)[-1]) + 1
+    return Window(
+        example=example,
+        index=index,
+        epoch=epoch,
+        first_token=index * plan.seq_len,
+        sources=(store.info.corpus,),
+        place=None,
+        unit="",
+        text=store.tokenizer.decode(inputs[:end].tolist()),
+    )
+
+
+def _open(plan: Plan) -> Store:
     """The prepared text of a plan, or why it cannot be had."""
     given = plan.config.custom.get("data")
     if given is not None:
@@ -83,7 +103,7 @@ def _open(plan: Plan) -> TokenStore:
     if checks.training_problems(plan.config):
         raise DataError("the recipe has none of its own; give yours with --data.path TEXT")
     try:
-        store = prepare(plan.config.data)
+        store = open_data(plan.config.task, plan.config.data)
     except (ConfigError, DataError) as error:
         raise DataError(str(error)) from None
     if plan.info is None:

@@ -19,8 +19,10 @@ from trainwell.config.load import Recipe
 from trainwell.planning.describe import batch_line, explain, explain_batch, joints, schedule_line
 from trainwell.planning.finding import Finding
 from trainwell.planning.lints import findings
-from trainwell.planning.model_size import count_parameters, flops_per_token
+from trainwell.planning.memory import memory_line
+from trainwell.planning.model_size import count_parameters, flops_per_token, num_classes
 from trainwell.planning.resolve import Plan
+from trainwell.planning.speed import speed_line, speeds
 from trainwell.report.axes import FAINT, Chart, facts, heading
 from trainwell.report.course import batch_changes, course, grid
 from trainwell.report.curve import Series
@@ -155,10 +157,13 @@ def _joint_table(plan: Plan) -> Table:
 
 
 def _arithmetic(plan: Plan) -> Table:
-    """The model, the batch, the length and the work, each with the numbers it is made of."""
+    """The model, the batch, the length, the work, the memory and the time, each with the numbers it is made of."""
     model, table = plan.config.model, facts()
     tokens = plan.batch.tokens_before(plan.num_steps)
-    shape = f"{model.arch}, {model.num_layers} layers, {model.num_heads} heads, {model.width} wide"
+    heads = f"{model.num_heads} heads"
+    if model.kv_heads != model.num_heads:
+        heads += f" over {model.kv_heads} of keys and values"
+    shape = f"{model.arch}, {model.num_layers} layers, {heads}, {model.width} wide"
     step = batch_line(plan)
     length = f"{plan.num_steps:,} steps, {short_count(tokens)} tokens{_epochs(plan, plan.num_steps)}"
     if plan.vocab_size is None:
@@ -166,14 +171,18 @@ def _arithmetic(plan: Plan) -> Table:
         table.add_row("a step", step)
         table.add_row("the run", length)
         return table
-    size = count_parameters(model, plan.vocab_size, plan.seq_len)
-    flops = flops_per_token(model, plan.vocab_size, plan.seq_len)
+    classes = num_classes(plan.config)
+    size = count_parameters(model, plan.vocab_size, plan.seq_len, num_labels=classes)
+    flops = flops_per_token(model, plan.vocab_size, plan.seq_len, num_labels=classes)
     table.add_row("model", f"{shape}, {size.total:,} parameters, {size.embedding:,} of them embeddings")
     full = "" if plan.batch.ramp is None else " when full"
     table.add_row("a step", f"{step}, {_power(flops * plan.batch.batch_size * plan.seq_len)} FLOPs{full}")
     table.add_row(
         "the run", f"{length}, {tokens / size.total:.3g} tokens per parameter, {_power(flops * tokens)} FLOPs"
     )
+    for what, line in (("memory", memory_line(plan)), ("speed", speed_line(speeds(plan)))):
+        if line is not None:
+            table.add_row(what, line)
     return table
 
 

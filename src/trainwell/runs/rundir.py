@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "samples.txt"
 
     @property
+    def template_json(self) -> Path:
+        """How a question becomes text, for task instruct."""
+        return self.path / "template.json"
+
+    @property
     def attempts(self) -> Path:
         """Folder of metrics that a resume left behind: evidence, kept."""
         return self.path / "attempts"

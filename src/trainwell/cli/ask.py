@@ -1,0 +1,142 @@
+"""The questions of `trainwell sample` to a fine-tuned run: a chat, a file of questions, the label of a text."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainwell.answers import answer, label_of
+from trainwell.cli.output import wrote
+from trainwell.data.records import Message, Record, field_text, messages_of, read_records
+from trainwell.data.templates import Template
+from trainwell.data.tokenizer import Tokenizer
+from trainwell.errors import ConfigError, DataError, StorageError
+from trainwell.run import Run
+from trainwell.runs.console import safe
+
+_NEW = "/new"
+_FORM = "A text to label needs the field text."
+
+
+def chat(run: Run, how: Mapping[str, Any]) -> None:
+    """Answer each line of standard input, knowing what was said before; /new forgets it, the end of input ends it."""
+    tokenizer, template = _asked(run)
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        print(f"{run.run_dir.path} at step {run.trainer.step:,}; {_NEW} starts anew, Ctrl-D ends")
+    messages: list[Message] = []
+    for question in _lines(at_terminal):
+        if question == _NEW:
+            messages = []
+            continue
+        messages.append({"role": "user", "content": question})
+        ids = answer(run.model, tokenizer, template, messages, context=run.plan.seq_len, **how)
+        said = stream(ids, tokenizer)
+        print(flush=True)
+        messages.append({"role": "assistant", "content": said})
+
+
+def _lines(at_terminal: bool) -> Iterator[str]:
+    """Lines that say something, asked for where somebody sits."""
+    while True:
+        if at_terminal:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def answer_file(run: Run, questions: Path, output: Path | None, how: Mapping[str, Any]) -> None:
+    """Answer or label every record of a .json, .jsonl or .csv file: the same records with what the model says.
+
+    JSON lines in `output`, or on standard output; every mistake in the file is found before the first answer.
+    """
+    if output is not None and output.exists():
+        raise ConfigError(f"--output {output}: it exists; name a new file, or remove it")
+    records = read_records(str(questions)).records
+    rows = _labelled(run, records) if run.labels else _answered(run, records, how)
+    if output is None:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    try:
+        with output.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    except OSError as error:
+        raise StorageError(f"--output {output} cannot be written: {error.strerror}") from error
+    wrote(output)
+
+
+def _answered(run: Run, records: Iterable[Record], how: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    tokenizer, template = _asked(run)
+    asked = [(record, messages_of(record.fields, record.where, answered=False)) for record in records]
+
+    def said(messages: Sequence[Message]) -> str:
+        ids = answer(run.model, tokenizer, template, messages, context=run.plan.seq_len, **how)
+        return tokenizer.decode(list(ids))
+
+    return ({**record.fields, "answer": said(messages)} for record, messages in asked)
+
+
+def _labelled(run: Run, records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    texts = [(record, field_text(record.fields, "text", record.where, _FORM)) for record in records]
+    for record, text in texts:
+        if not text.strip():
+            raise DataError(f"{record.where}: text is empty; remove the record, or give it a text")
+    return ({**record.fields, **_likeliest(run, text)} for record, text in texts)
+
+
+def _likeliest(run: Run, text: str) -> dict[str, Any]:
+    label, probability = next(iter(_probabilities(run, text).items()))
+    return {"predicted": label, "probability": round(probability, 6)}
+
+
+def label(run: Run, text: str) -> None:
+    """Print the label of a text, and how likely each is."""
+    if not run.labels:
+        raise ConfigError(
+            f"--label: {run.run_dir.path} was trained with task {run.config.task} and knows no labels; "
+            "train one that does: trainwell train classify --data.path FILE"
+        )
+    if not text.strip():
+        raise ConfigError("--label: the text is empty; give at least one word")
+    found = _probabilities(run, text)
+    print(safe(next(iter(found))))
+    for name, probability in found.items():
+        print(f"  {probability:6.1%}  {safe(name)}")
+
+
+def _probabilities(run: Run, text: str) -> Mapping[str, float]:
+    tokenizer = run.tokenizer
+    assert tokenizer is not None, "a run with labels has a tokenizer"
+    return label_of(run.model, tokenizer, text, run.labels, context=run.plan.seq_len)
+
+
+def _asked(run: Run) -> tuple[Tokenizer, Template]:
+    """What turns questions into ids; ConfigError for a run that was not trained to answer."""
+    if run.tokenizer is None or run.template is None:
+        raise ConfigError(
+            f"{run.run_dir.path} was trained with task {run.config.task} and not to answer questions; continue its "
+            f"text with --prompt, or train it to answer: trainwell train instruct --init-from {run.run_dir.path} "
+            "--data.path FILE"
+        )
+    return run.tokenizer, run.template
+
+
+def stream(drawn: Iterator[int], tokenizer: Tokenizer) -> str:
+    """Write text as soon as it is certain, and return it: its last characters wait while bytes may be missing."""
+    ids: list[int] = []
+    written = 0
+    for token in drawn:
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        certain = len(text.rstrip("\ufffd"))
+        sys.stdout.write(safe(text[written:certain]))
+        sys.stdout.flush()
+        written = max(written, certain)
+    text = tokenizer.decode(ids)
+    sys.stdout.write(safe(text[written:]))
+    return text

@@ -1,0 +1,152 @@
+"""`trainwell sample` of fine-tuned runs: a chat, a file of questions, the label of a text."""
+
+import io
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainwell.cli.app import run
+
+Command = Callable[..., Any]
+Refused = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+COMMON = {
+    "batch-size": 8,
+    "micro-batch": 8,
+    "data.seq-len": 32,
+    "data.val-fraction": 0.2,
+    "model.num-layers": 1,
+    "model.num-heads": 2,
+    "model.width": 32,
+    "optim.lr": 1e-2,
+    "schedule.warmup": 2,
+    "eval.every": "none",
+    "checkpoint.every": "none",
+    "sample.every": "none",
+}
+ANSWERS = {"cat": "meow", "dog": "woof"}
+
+
+def write_sets(folder: Path) -> None:
+    """What a cat or a dog says; which of the two a text is about."""
+    dice = random.Random(3)
+    animals = [dice.choice(["cat", "dog"]) for _ in range(120)]
+    questions = [{"instruction": f"{each} {n}", "output": ANSWERS[each]} for n, each in enumerate(animals)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (folder / "template.txt").write_text("{instruction}?{output}")
+    rows = [f"a {each} {n},{each}" for n, each in enumerate(animals)]
+    (folder / "animals.csv").write_text("\n".join(["text,label", *rows]))
+
+
+@pytest.fixture(scope="module")
+def tuned_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the finished runs `runs/says` (instruct) and `runs/which` (classify)."""
+    folder = tmp_path_factory.mktemp("tuned")
+    write_sets(folder)
+    flags = [token for key, value in COMMON.items() for token in (f"--{key}", str(value))]
+    says = ["--task", "instruct", "--data.path", "questions.jsonl", "--data.template", "template.txt"]
+    which = ["--task", "classify", "--data.path", "animals.csv"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TRAINWELL_CACHE_DIR", str(folder / "cache"))
+        assert run(["train", "demo", "--run", "runs/says", "--duration", "100", *says, *flags]) == 0
+        assert run(["train", "demo", "--run", "runs/which", "--duration", "60", *which, *flags]) == 0
+        yield folder
+
+
+@pytest.fixture
+def tuned(tuned_once: Path, own_folders: Path) -> Path:
+    """Both runs, copied into this test's own folder, without what they were trained on."""
+    shutil.copytree(tuned_once / "runs", own_folders / "runs")
+    return own_folders
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_a_chat_answers_each_line_and_new_forgets(
+    command: Command, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "cat 7\n\n/new\ndog 9\n")
+    said = command("sample", "runs/says", "--chat", "--temperature", "0")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == "meow\nwoof\n"
+
+
+def test_a_prompt_is_a_question(command: Command, tuned: Path) -> None:
+    said = command("sample", "runs/says", "--prompt", "dog 5", "--temperature", "0")
+    assert said.out == "woof\n"
+
+
+def test_a_file_of_questions_becomes_a_file_of_answers(command: Command, tuned: Path) -> None:
+    asked: list[dict[str, Any]] = [
+        {"instruction": "cat 900", "id": 7},
+        {"messages": [{"role": "user", "content": "dog 3"}]},
+    ]
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    said = command("sample", "runs/says@last", "--file", "asked.jsonl", "-o", "said.jsonl", "--temperature", "0")
+    assert (said.code, said.out, said.err) == (0, "wrote said.jsonl\n", "")
+    found = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    assert found == [asked[0] | {"answer": "meow"}, asked[1] | {"answer": "woof"}]
+
+
+def test_a_label_comes_with_the_probability_of_each(command: Command, tuned: Path) -> None:
+    said = command("sample", "runs/which", "--label", "a dog 4")
+    first, *others = said.out.splitlines()
+    assert first == "dog"
+    assert [line.split()[1] for line in others] == ["dog", "cat"]
+    assert sum(float(line.split()[0].rstrip("%")) for line in others) == pytest.approx(100, abs=0.2)
+
+
+def test_a_file_of_texts_is_labelled_on_the_screen(command: Command, tuned: Path) -> None:
+    Path("texts.csv").write_text('text,who\n"a cat 3",me\n"a dog 9",you\n')
+    said = command("sample", "runs/which", "--file", "texts.csv")
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [(row["who"], row["predicted"]) for row in found] == [("me", "cat"), ("you", "dog")]
+    assert all(0.5 < row["probability"] <= 1 for row in found)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["runs/says", "--label", "x"], "--label: runs/says was trained with task instruct and knows no labels"),
+        (["runs/which", "--chat"], "runs/which was trained with task classify and not to answer questions"),
+        (["runs/which"], "runs/which gives labels and writes no text; use --label TEXT or --file FILE"),
+        (["runs/which", "--label", "  "], "--label: the text is empty; give at least one word"),
+        (["runs/says", "--chat", "--label", "x"], "--chat and --label exclude each other; give one of them"),
+        (["runs/says", "-o", "x.jsonl"], "--output x.jsonl is where the answers to a --file go"),
+        (
+            ["runs/says", "--file", "there.jsonl", "-o", "there.jsonl"],
+            "--output there.jsonl: it exists; name a new file",
+        ),
+    ],
+)
+def test_a_run_that_cannot_do_it_says_what_it_can(
+    refused: Refused, tuned: Path, tokens: list[str], message: str
+) -> None:
+    Path("there.jsonl").write_text('{"instruction": "cat 1"}\n')
+    assert message in refused(2, "sample", *tokens)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "x"}', "bad.jsonl, line 1: there is no field instruction (it has question)"),
+        ('{"instruction": "x"}\nno json', "bad.jsonl, line 2: broken JSON"),
+        ("", "bad.jsonl is empty"),
+    ],
+)
+def test_a_mistake_in_a_file_is_found_before_anything_is_answered(
+    refused: Refused, tuned: Path, content: str, message: str
+) -> None:
+    Path("bad.jsonl").write_text(content)
+    assert message in refused(65, "sample", "runs/says", "--file", "bad.jsonl", "-o", "said.jsonl")
+    assert not Path("said.jsonl").exists()

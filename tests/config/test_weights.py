@@ -1,0 +1,96 @@
+"""What the weights of `init_from` say about a configuration: their shape, under what the user says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainwell.config.load import load
+from trainwell.config.render import to_yaml
+from trainwell.errors import ConfigError
+
+
+def run_in(folder: Path, *, data: dict[str, Any] | None = None, **model: Any) -> str:
+    """The folder of a run with a config.yaml of its own."""
+    folder.mkdir(parents=True)
+    flags = {"model": model, "data": {"seq_len": 64, **(data or {})}}
+    (folder / "config.yaml").write_text(to_yaml(load(flags=flags)))
+    return str(folder)
+
+
+def test_a_run_gives_its_shape_and_its_context(tmp_path: Path) -> None:
+    source = run_in(tmp_path / "run", arch="llama", num_layers=2, num_heads=8, num_kv_heads=2, pad_vocab_to=300)
+    config = load(flags={"init_from": source})
+    shape = config.model
+    assert (shape.arch, shape.num_layers, shape.num_heads, shape.num_kv_heads) == ("llama", 2, 8, 2)
+    assert (shape.pad_vocab_to, config.data.seq_len, config.data.tokenizer) == (300, 64, "bytes")
+    assert config.optim == load().optim, "how it learns is not in the weights"
+
+
+def test_what_the_user_says_stands_above_the_weights_and_the_weights_above_the_recipe(tmp_path: Path) -> None:
+    source = run_in(tmp_path / "run", num_layers=2)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"init_from: {source}\nmodel: {{dropout: 0.1}}\n")
+    config = load(str(file), flags={"data.seq_len": 32})
+    assert (config.model.num_layers, config.model.dropout, config.data.seq_len) == (2, 0.1, 32)
+    assert load().model.num_layers == 3
+
+
+@pytest.mark.parametrize("step", ["@20", "@best", "@last"])
+def test_a_step_of_a_run_is_its_run(tmp_path: Path, step: str) -> None:
+    source = run_in(tmp_path / "run", num_layers=2)
+    assert load(flags={"init_from": source + step}).model.num_layers == 2
+
+
+def test_a_tokenizer_that_is_not_the_same_everywhere_is_the_runs_own_file(tmp_path: Path) -> None:
+    source = run_in(tmp_path / "run", data={"tokenizer": "chars"})
+    assert load(flags={"init_from": source}).data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
+
+
+def test_classes_keep_their_numbers_in_a_run_that_goes_on_classifying(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    flags = {"task": "classify", "data": {"labels": "spam,ham", "path": "x.csv"}}
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(load(flags=flags)))
+    source = {"init_from": str(tmp_path / "run")}
+    assert load(flags={**source, "task": "classify"}).data.labels == "spam,ham"
+    assert load(flags=source).data.labels is None
+
+
+def test_a_hugging_face_folder_gives_its_shape(tmp_path: Path) -> None:
+    said = {
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    shape = load(flags={"init_from": str(tmp_path)}).model
+    assert (shape.arch, shape.width, shape.width_of_mlp, shape.kv_heads) == ("llama", 32, 48, 2)
+    assert (shape.norm_eps, shape.tie_head, shape.pad_vocab_to, shape.has_qkv_bias) == (1e-6, False, 300, False)
+
+
+def test_a_complete_file_is_not_changed_and_the_weights_need_not_be_there(tmp_path: Path) -> None:
+    source = run_in(tmp_path / "run", num_layers=2)
+    config = load(flags={"init_from": source, "name": "copy"})
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config).replace(source, "runs/gone"))
+    assert load(None, file=file).model == config.model
+
+
+@pytest.mark.parametrize("source", ["runs/nowhere", "runs/nowhere@20"])
+def test_weights_that_are_not_there_are_a_mistake_that_says_what_may_be_given(source: str) -> None:
+    with pytest.raises(ConfigError, match=rf"init_from: {source}: the folder is not there; give a run"):
+        load(flags={"init_from": source})
+
+
+def test_a_folder_that_is_neither_run_nor_model_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the folder holds neither; give a run"):
+        load(flags={"init_from": str(tmp_path)})
