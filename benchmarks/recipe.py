@@ -15,7 +15,7 @@ from trainwell.runs.metrics import MetricsFile
 
 
 def losses_of(recipe: str, seed: int, folder: Path) -> tuple[dict[int, float], float]:
-    """Validation loss over the whole split, in nats, by training tokens; and seconds from the first step to the last."""
+    """Validation loss over the whole split, in nats, by training tokens; and the seconds that training took."""
     run = tw.build(recipe, run_dir=folder / str(seed), seed=seed, eval={"batches": 0}, sample={"every": None})
     begin = time.perf_counter()
     tw.fit(run)

@@ -335,7 +335,7 @@ def test_a_run_can_start_from_the_weights_of_another(build_tiny: Build, advance:
 @pytest.mark.parametrize(
     ("source", "changes", "message"),
     [
-        ("runs/missing", {}, "init_from: runs/missing is not a run"),
+        ("runs/missing", {}, "init_from: runs/missing: the folder is not there"),
         ("runs/source@5", {}, "runs/source has no checkpoint of step 5; it has 4"),
         ("runs/source", {"model": {"width": 32}}, "the weights of runs/source do not fit this model"),
         ("runs/source", {"model": {"num_layers": 2}}, "the weights of runs/source do not fit this model"),

@@ -99,6 +99,7 @@ def test_every_tokenizer_and_head_goes_with_every_architecture(
     assert_same_there(tmp_path / "out", tokenizer, arch | {"model.tie_head": tied})
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_gpt2_goes_with_gpt2(tmp_path: Path) -> None:
     assert_same_there(tmp_path / "out", Gpt2Tokenizer(), {})
 

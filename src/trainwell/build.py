@@ -88,7 +88,8 @@ def open_run(path: str | Path, **parts: Any) -> Run:
     names = [field.name for field in fields(Given)]
     given = Given(**{part: value for part, value in parts.items() if part in names})
     given, flags = _parts_and_keys(given, {key: value for key, value in parts.items() if key not in names})
-    start = Start(load.load(file=run_dir.config_yaml, flags=flags, source="open_run(...)"), run_dir)
+    config = load.load(file=run_dir.config_yaml, flags={"eval.hellaswag": None, **flags}, source="open_run(...)")
+    start = Start(config, run_dir)
     run = assemble(start, given, _data_of_run(start, given))
     number = find_step(run.run_dir, "last" if step is None else step)
     load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")

@@ -135,6 +135,7 @@ def _write(out: Path, weights: dict[str, Tensor], files: dict[str, bytes]) -> li
     try:
         beside.mkdir(parents=True)
         save_file(weights, beside / WEIGHTS, metadata={"format": "pt"})  # which transformers asks for
+        (beside / WEIGHTS).chmod(beside.stat().st_mode & 0o666)  # safetensors lets the owner alone read it
         with (beside / WEIGHTS).open("rb+") as file:
             os.fsync(file.fileno())
         for name, content in files.items():

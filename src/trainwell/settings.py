@@ -185,7 +185,7 @@ def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any])
 
 
 def _micro_batch(config: RunConfig, plan: Plan, device: str, precision: Precision) -> int:
-    """The configured one; or by estimate the whole batch, or the largest power of two that takes half of what is free."""
+    """The configured one; or an estimate: the whole batch, or the largest power of two that fits half of the memory."""
     largest = max(plan.batch.batch_size, 1)
     if config.micro_batch != "auto":
         return min(config.micro_batch, largest)

@@ -29,6 +29,7 @@ def test_it_says_what_it_wrote_and_how_to_open_it(command: Command, finished: Pa
     assert re.match(r"wrote out: model\.safetensors \(\d+\.\d MB\), config\.json, .*, tokenizer_config\.json\n", text)
     assert 'open it: transformers.AutoModelForCausalLM.from_pretrained("out")' in text
     assert 'transformers.AutoTokenizer.from_pretrained("out")' in text
+    assert len({file.stat().st_mode for file in Path("out").iterdir()}) == 1
     assert sorted(file.name for file in Path("out").iterdir()) == [
         "config.json",
         "generation_config.json",
@@ -113,7 +114,12 @@ def llama_folder(own_folders: Path) -> Path:
     """`random-llama`, as transformers saves one in several files, without a tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = LlamaConfig(vocab_size=260, num_key_value_heads=2, **sizes)
     LlamaForCausalLM(config).save_pretrained("random-llama", max_shard_size="10KB")
     return Path("random-llama")

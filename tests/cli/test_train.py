@@ -198,7 +198,7 @@ def test_changed_text_is_refused_with_65(refused_late: Refused, finished: Path) 
         (["--data.corpus", "verdikt"], "there is no corpus 'verdikt'"),
         (["--name", "a/b"], "name: 'a/b' cannot name the run's folder"),
         (["--schedule.dialect", "nanogtp"], "did you mean nanogpt?"),
-        (["--init-from", "runs/none"], "init_from: runs/none is not a run"),
+        (["--init-from", "runs/none"], "init_from: runs/none: the folder is not there; give a run"),
         (["--batch-size", "4", "--batch-tokens", "64"], "batch_size, batch_tokens: 4 and 64 exclude each other"),
         (["--data.corpus", "python-docs", "--data.path", "x"], "data.corpus, data.path: "),
         (["surplus"], "surplus"),
@@ -215,7 +215,7 @@ def test_bad_usage_is_one_message_with_the_name_and_what_is_allowed(
 
 def test_an_unknown_recipe_suggests_the_nearest(refused: Refused) -> None:
     said = refused(2, "train", "demoo")
-    assert "there is no recipe 'demoo'; recipes are book, demo, gpt2-124m, " in said
+    assert "there is no recipe 'demoo'; recipes are book, classify, demo, gpt2-124m, " in said
     assert said.endswith("did you mean demo?\n")
 
 

@@ -136,9 +136,10 @@ def test_the_tokenizer_of_the_folder_is_taken_where_there_is_one(folder: Folder)
 def test_a_classifier_says_its_classes_in_order(folder: Folder) -> None:
     architecture = {"architectures": ["GPT2ForSequenceClassification"]}
     assert model_keys(folder(GPT2, **architecture, id2label={"1": "spam", "0": "ham"}))["data.labels"] == "ham,spam"
-    for unnamed in ({"0": "ham, or not", "1": "spam"}, {"0": "ham", "2": "spam"}):
+    numbered = {"0": "LABEL_0", "1": "LABEL_1"}
+    for unnamed in ({"0": "ham, or not", "1": "spam"}, {"0": "ham", "2": "spam"}, numbered):
         assert "data.labels" not in model_keys(folder(GPT2, **architecture, id2label=unnamed))
-    assert "data.labels" not in model_keys(folder(GPT2, id2label={"0": "LABEL_0", "1": "LABEL_1"}))
+    assert "data.labels" not in model_keys(folder(GPT2, id2label={"0": "ham", "1": "spam"}))
 
 
 def test_a_folder_stands_between_recipe_and_flags(folder: Folder) -> None:

@@ -26,7 +26,10 @@ def refused(target: str | None = None, *, file: Path | None = None, flags: dict[
 def test_every_recipe_is_valid_and_says_what_it_is() -> None:
     sizes = ["1.3b", "125m", "13b", "175b", "2.7b", "350m", "6.7b", "760m"]
     gpt3 = [f"gpt3-{size}" for size in sizes]
-    assert recipe_names() == ["book", "demo", "gpt2-124m", *gpt3, "karpathy-50", "shakespeare-char"]
+    llama = ["llama-1b", "llama-tiny"]
+    assert recipe_names() == sorted(
+        ["book", "classify", "demo", "gpt2-124m", *gpt3, "instruct", "karpathy-50", *llama, "shakespeare-char"]
+    )
     for name in recipe_names():
         recipe = read_recipe(name)
         assert len(recipe.about) > 80
@@ -227,7 +230,9 @@ def test_all_mistakes_of_all_layers_come_together(tmp_path: Path) -> None:
 
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     assert refused("shakespear").endswith("did you mean shakespeare-char?")
-    assert refused("zzz").startswith("there is no recipe 'zzz'; recipes are book, demo, gpt2-124m, gpt3-1.3b, ")
+    assert refused("zzz").startswith(
+        "there is no recipe 'zzz'; recipes are book, classify, demo, gpt2-124m, gpt3-1.3b, "
+    )
 
 
 def test_one_config_file_is_enough(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def shapes(draw: st.DrawFn, kind: str) -> Shape:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": draw(st.sampled_from([1, heads])),
-        "head_dim": width // heads if kind == "qwen2" else draw(st.sampled_from([width // heads, 8])),
+        "head_dim": draw(st.sampled_from([width // heads, 8])),
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-2])),
         "rope_parameters": rope | {"rope_theta": draw(st.sampled_from([100.0, 10_000.0]))},
@@ -114,7 +114,7 @@ def assert_same_logits(model: OwnModel, their_model: nn.Module, tolerance: float
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(data=st.data(), seed=st.integers(0, 99), shards=st.sampled_from(["3KB", "1GB"]))
+@given(data=st.data(), seed=st.integers(0, 99), shards=st.sampled_from(["1KB", "1GB"]))
 @examples(max_examples=10)
 def test_a_folder_that_transformers_saved_gives_its_logits(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject, seed: int, shards: str
@@ -122,7 +122,7 @@ def test_a_folder_that_transformers_saved_gives_its_logits(
     folder = tmp_path_factory.mktemp(kind)
     their_model = theirs(data.draw(shapes(kind)), seed=seed)
     their_model.save_pretrained(folder, max_shard_size=shards)
-    assert (folder / "model.safetensors.index.json").exists() == (shards == "3KB")
+    assert (folder / "model.safetensors.index.json").exists() == (shards == "1KB")
     assert_same_logits(read(folder), with_wide_norms(their_model), 1e-10)
 
 
@@ -383,7 +383,8 @@ def test_an_index_may_name_files_of_its_own_folder_only(indexed: Callable[..., s
 def test_an_index_that_lies_is_bad_data(indexed: Callable[..., str]) -> None:
     assert "names gone.safetensors, which is not there" in indexed({"weight_map": {WTE: "gone.safetensors"}})
     assert "says that model-00001-of" in indexed({}, extra=True)
-    for content in ({"weight_map": [1]}, {"weight_map": None}, [], {}):
+    damaged: list[Any] = [{"weight_map": [1]}, {"weight_map": None}, [], {}]
+    for content in damaged:
         assert "cannot be read as an index of weights" in indexed(content)
 
 

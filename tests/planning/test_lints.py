@@ -1,5 +1,6 @@
 """Findings: each provoked once, gone once the line it names is changed, and none that a shipped recipe did not mean."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from trainwell.config.load import load, read_recipe, recipe_names
 from trainwell.config.syntax import parse_yaml
 from trainwell.data.prepare import prepare
+from trainwell.data.tasks import open_data
 from trainwell.errors import ConfigError
 from trainwell.optim import dialects
 from trainwell.planning.lints import findings
@@ -59,6 +61,10 @@ PROVOKED: list[tuple[str, str, str, Flags, str]] = [
     (
         "run-longer-than-horizon", "note", "schedule.horizon", {"schedule.horizon": 1000},
         "the run goes on past its horizon: the last 200 steps are after the schedule's end, at 3e-4",
+    ),
+    (
+        "frozen-random-weights", "warning", "optim.train", {"optim.train": "last-block"},
+        "only the last block learns, and the frozen ones below it hold random weights",
     ),
     (
         "rises-past-horizon", "warning", "schedule.horizon",
@@ -306,11 +312,16 @@ def test_a_recipe_accepts_what_its_source_has_as_long_as_the_key_is_as_it_ships(
     assert [finding.level for finding in named if finding.name == "peak-twice"] == ["warning"]
 
 
-def shipped_plan(name: str) -> Plan:
-    """The plan of a recipe over its own text, where that is on this machine."""
+EXAMPLE = {"instruction": "Say it", "output": "it"}
+
+
+def shipped_plan(name: str, examples: Path) -> Plan:
+    """The plan of a recipe over its own text, where that is on this machine; of a task over `examples`."""
     config = load(name)
     if config.data.corpus is not None and (config.data.corpus == "python-docs" or "TRAINWELL_DATA_DIR" in os.environ):
         return resolve(config, prepare(config.data).info)
+    if config.task != "pretrain":
+        return resolve(config, open_data(config.task, config.data.model_copy(update={"path": str(examples)})).info)
     try:
         return resolve(config)
     except ConfigError as error:
@@ -325,7 +336,9 @@ def test_a_shipped_recipe_has_no_warning_and_accepts_nothing_in_vain(
     monkeypatch.setenv("TRAINWELL_CACHE_DIR", str(tmp_path))
     if not text:
         monkeypatch.delenv("TRAINWELL_DATA_DIR", raising=False)
-    plan = shipped_plan(name)
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text("\n".join(json.dumps(EXAMPLE | {"text": str(n), "label": n % 2}) for n in range(60)))
+    plan = shipped_plan(name, examples)
     assert warnings(plan) == set()
     if plan.info is not None or plan.config.data.corpus is None:
         assert read_recipe(name).accepts.keys() <= set(names(plan))

@@ -1,5 +1,6 @@
 """What a step takes, against what torch really keeps for the backward pass of the models."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
 from trainwell.model.gpt2 import GPT2
 from trainwell.model.llama import Llama
+from trainwell.model.loss import head_loss
 from trainwell.optim.groups import hidden_matrices
-from trainwell.planning.memory import MemoryEstimate, in_bytes, memory, memory_line, planned_memory
+from trainwell.planning.memory import CHUNK, MemoryEstimate, in_bytes, memory, memory_line, planned_memory
 from trainwell.planning.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,6 +167,10 @@ def test_the_peak_of_a_process_is_what_was_estimated_within_ten_per_cent(
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     expected = memory(config, 24576, 256, 8, precision)
     assert expected.of_micro_batch + expected.copies == pytest.approx(int(done.stdout), rel=0.1)
+
+
+def test_a_chunk_is_as_large_as_the_loss_makes_it() -> None:
+    assert inspect.signature(head_loss).parameters["chunk"].default == CHUNK
 
 
 def test_logits_are_counted_whole_only_where_the_loss_holds_them_all() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from trainwell.config.load import load
+from trainwell.config.render import to_yaml
 from trainwell.errors import ConfigError
 from trainwell.planning.resolve import resolve
 from trainwell.report.code import plain_file
@@ -65,12 +66,17 @@ def test_every_plain_file_has_at_most_150_lines() -> None:
         ("schedule.dialect", "llm.c"),
         ("data.tokenizer", "gpt2"),
         ("micro_batch", "auto"),
-        ("init_from", "runs/demo"),
     ],
 )
 def test_a_key_that_stands_in_the_way_is_named(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"\n  {key}: {value}"):
         plain_file(resolve(load("demo", flags={key: value})))
+
+
+def test_weights_to_start_from_stand_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(load("demo")))
+    with pytest.raises(ConfigError, match=r"\n  init_from: "):
+        plain_file(resolve(load("demo", flags={"init_from": str(tmp_path)})))
 
 
 def test_all_keys_in_the_way_are_named_together() -> None:

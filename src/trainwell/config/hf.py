@@ -220,7 +220,7 @@ def _labels_key(said: _Said) -> dict[str, object]:
     if not (isinstance(architectures, list) and isinstance(names, dict)):
         return {}
     labels = [str(names.get(str(number), "")) for number in range(len(names))]
-    named = all(label and "," not in label for label in labels)
+    named = all(label and "," not in label and not label.startswith("LABEL_") for label in labels)
     classifies = any(str(name).endswith("ForSequenceClassification") for name in architectures)
     return {"data.labels": ",".join(labels)} if classifies and named else {}
 

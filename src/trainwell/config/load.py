@@ -87,12 +87,14 @@ def load(
     file: Path | None = None,
     flags: Mapping[str, object] | None = None,
     source: str = "command line",
+    record: Path | None = None,
 ) -> RunConfig:
     """Merge recipe < weights < file < flags and validate once; raise one ConfigError with every mistake.
 
     `target` is a recipe or the path of a config file; a file stands on the recipe `demo` unless `target` names another.
     `flags` have dotted keys ("optim.lr") or sections ({"optim": {"lr": 3e-4}}); text in them is read as YAML would, and
-    `none` is null. `source` is what messages call them. The weights are those of `init_from`, which know their shape.
+    `none` is null. `source` is what messages call them. The weights are those of `init_from`, which know their
+    shape; where they are gone, `record` does, the config.yaml of a run that started from them.
     """
     if target is not None and _is_path(target):
         if file is not None:
@@ -105,7 +107,7 @@ def load(
         said = {key: value for key, value in said.items() if key not in _OF_RECIPES}  # a recipe of one's own
         layers.append(_Layer(f"file {file}", {"name": _as_name(file.stem), **said}))
     layers.append(_Layer(source, flags or {}, typed=True))
-    return _validated(layers)
+    return _validated(layers, record)
 
 
 @dataclass
@@ -198,12 +200,12 @@ def _as_yaml(text: str) -> object:
         return text
 
 
-def _validated(layers: list[_Layer]) -> RunConfig:
+def _validated(layers: list[_Layer], record: Path | None) -> RunConfig:
     """Merge the layers, the last one winning, and validate the result."""
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
     mistakes: list[str] = []
-    for layer in _with_weights([layer.read() for layer in layers]):
+    for layer in _with_weights([layer.read() for layer in layers], record):
         mistakes += layer.mistakes
         extra = _deep_merge(values.get("extra", {}), layer.values.get("extra", {}))
         values |= layer.values | {"extra": extra}
@@ -228,14 +230,14 @@ def _validated(layers: list[_Layer]) -> RunConfig:
     return config
 
 
-def _with_weights(layers: list[_Layer]) -> list[_Layer]:
+def _with_weights(layers: list[_Layer], record: Path | None) -> list[_Layer]:
     """Put what the weights of `init_from` say above the recipe, unless all of it is said above that again."""
     source = next((layer.values["init_from"] for layer in reversed(layers) if "init_from" in layer.values), None)
     shape = {name for name in by_name() if name.startswith("model.")}
     if not isinstance(source, str) or any(shape <= layer.values.keys() for layer in layers[1:]):
         return layers
     task = next((layer.values["task"] for layer in reversed(layers) if "task" in layer.values), "pretrain")
-    said = keys_of_weights(source)
+    said = keys_of_weights(source, record)
     if task != "classify":
         said.pop("data.labels", None)
     return [layers[0], _Layer(f"weights {source}", said).read(), *layers[1:]]

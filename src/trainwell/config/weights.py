@@ -9,16 +9,20 @@ from typing import Any
 from trainwell.config.syntax import read_config_file
 from trainwell.errors import ConfigError
 
+_OF_DATA = ("tokenizer", "seq_len", "labels")
 _BY_NAME = ("bytes", "gpt2")
 """Tokenizers that are the same everywhere."""
 
 
-def keys_of_weights(source: str) -> dict[str, object]:
+def keys_of_weights(source: str, record: Path | None = None) -> dict[str, object]:
     """Dotted keys that `init_from: source` stands for; a file or a flag may say otherwise about each.
 
-    Raises ConfigError when there is nothing to start from.
+    `record` is the config.yaml of a run that started there: it says the same, whatever became of the source. Raises
+    ConfigError when there is nothing to start from.
     """
     folder = _folder(source)
+    if record is not None and not folder.is_dir():
+        return _on_record(read_config_file(record))
     if (folder / "config.yaml").is_file():
         return _of_run(folder, read_config_file(folder / "config.yaml"))
     if (folder / "config.json").is_file():
@@ -39,11 +43,13 @@ def _folder(source: str) -> Path:
 
 
 def _of_run(folder: Path, said: dict[str, Any]) -> dict[str, object]:
-    data: dict[str, Any] = said.get("data") or {}
-    tokenizer = data.get("tokenizer", "bytes")
-    keys = {f"model.{key}": value for key, value in (said.get("model") or {}).items()}
-    keys["data.tokenizer"] = tokenizer if tokenizer in _BY_NAME else str(folder / "tokenizer.json")
-    keys |= {"data.seq_len": data["seq_len"]} if "seq_len" in data else {}
-    if data.get("labels") is not None:
-        keys["data.labels"] = data["labels"]
+    keys = _on_record(said)
+    if keys.get("data.tokenizer") not in _BY_NAME:
+        keys["data.tokenizer"] = str(folder / "tokenizer.json")
     return keys
+
+
+def _on_record(said: dict[str, Any]) -> dict[str, object]:
+    data: dict[str, Any] = said.get("data") or {}
+    keys: dict[str, object] = {f"model.{key}": value for key, value in (said.get("model") or {}).items()}
+    return keys | {f"data.{key}": data[key] for key in _OF_DATA if data.get(key) is not None}

@@ -182,8 +182,8 @@ def _frozen(plan: Plan) -> Iterator[Finding]:
             key="optim.train",
             what="only the last block learns, and the frozen ones below it hold random weights",
             where="every step",
-            why="what is frozen must have learned something before: the book's chapter 6 starts from GPT-2's weights",
-            change="init_from: runs/demo",
+            why="what is frozen must have learned before: name a run or a folder of weights in init_from, or let all learn",
+            change="optim.train: all",
         )
 
 

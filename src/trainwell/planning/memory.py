@@ -15,7 +15,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _FLOAT = 4
 _LOGIT = 12
 """Bytes a logit takes at its worst: the log-probability, its gradient, and that of the logit, all in float32."""
-_CHUNK = 2**25
+CHUNK = 2**25
 """Logits that `model.loss.head_loss` holds at a time."""
 LARGE_VOCABULARY = 4096
 """Entries from which on the loss of all logits at once costs more than it is worth."""
@@ -90,11 +90,11 @@ def in_chunks(config: RunConfig, vocab_size: int) -> bool:
 
 
 def _logits(config: RunConfig, tokens: int, outputs: int, classifier: bool, autocast: bool) -> int:
-    """All logits and their gradients; or what `head_loss` holds: chunks, and the gradients of the head and its input."""
+    """All logits and their gradients; or what `head_loss` holds: chunks, the gradients of the head and its input."""
     logits, weights, size = tokens * outputs, outputs * config.model.width, 2 if autocast else _FLOAT
     if classifier or not in_chunks(config, outputs):
         return _LOGIT * logits
-    chunk = min(_CHUNK, logits)
+    chunk = min(CHUNK, logits)
     held = max(
         2 * _FLOAT * chunk,  # logits and their logarithms
         2 * _FLOAT * min(chunk, logits - chunk) + size * chunk,  # while the gradient of the chunk before is there

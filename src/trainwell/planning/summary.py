@@ -23,7 +23,9 @@ def _data(plan: Plan) -> str:
     if info is None:
         return "not counted yet"
     passes = (
-        "an unknown number of passes" if epochs is None else f"{epochs:.2f} passes over {plan.num_windows:,} {plan.rows}"
+        "an unknown number of passes"
+        if epochs is None
+        else f"{epochs:.2f} passes over {plan.num_windows:,} {plan.rows}"
     )
     version = "" if info.version is None else f" ({info.version})"
     size = f"{short_count(info.train_tokens)} tokens"

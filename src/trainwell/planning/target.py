@@ -56,7 +56,8 @@ def find_start(
         return Start(_continued(old, load.load(None, file=old.config_yaml, flags=flags, source=source)), old)
     if step is not None:
         raise ConfigError(f"{target}: there is no run in {path}; a step is named as runs/NAME@1200, @best or @last")
-    config = load.load(path, file=file, flags=flags, source=source)
+    record = RunDir(run).config_yaml if run is not None and is_run(run) else None
+    config = load.load(path, file=file, flags=flags, source=source, record=record)
     directory = next_free(config.name) if run is None else RunDir(run)
     if is_run(directory.path):
         return Start(_continued(directory, config, _decided_by(data)), directory)
