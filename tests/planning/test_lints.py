@@ -312,7 +312,9 @@ def test_a_recipe_accepts_what_its_source_has_as_long_as_the_key_is_as_it_ships(
     assert [finding.level for finding in named if finding.name == "peak-twice"] == ["warning"]
 
 
-EXAMPLE = {"instruction": "Say it", "output": "it"}
+def example(number: int) -> dict[str, Any]:
+    """A record for any task."""
+    return {"instruction": f"Say {number}", "output": "it", "text": str(number), "label": number % 2}
 
 
 def shipped_plan(name: str, examples: Path) -> Plan:
@@ -321,7 +323,8 @@ def shipped_plan(name: str, examples: Path) -> Plan:
     if config.data.corpus is not None and (config.data.corpus == "python-docs" or "TRAINWELL_DATA_DIR" in os.environ):
         return resolve(config, prepare(config.data).info)
     if config.task != "pretrain":
-        return resolve(config, open_data(config.task, config.data.model_copy(update={"path": str(examples)})).info)
+        data = config.data.model_copy(update={"path": str(examples), "template": "phi3"})
+        return resolve(config, open_data(config.task, data).info)
     try:
         return resolve(config)
     except ConfigError as error:
@@ -337,7 +340,7 @@ def test_a_shipped_recipe_has_no_warning_and_accepts_nothing_in_vain(
     if not text:
         monkeypatch.delenv("TRAINWELL_DATA_DIR", raising=False)
     examples = tmp_path / "examples.jsonl"
-    examples.write_text("\n".join(json.dumps(EXAMPLE | {"text": str(n), "label": n % 2}) for n in range(60)))
+    examples.write_text("\n".join(json.dumps(example(n)) for n in range(600)))
     plan = shipped_plan(name, examples)
     assert warnings(plan) == set()
     if plan.info is not None or plan.config.data.corpus is None:

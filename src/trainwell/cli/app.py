@@ -13,9 +13,10 @@ from trainwell.errors import TrainwellError
 VERBS = {
     "train": "Start a recipe, continue a run, or branch from a step of one.",
     "show": "What a recipe, a run or a step is: configuration, curves, samples, verdict.",
-    "check": "Mistakes in a recipe, and what is worth knowing about its plan, before it runs.",
+    "check": "Mistakes in a recipe, and what is worth knowing about its plan; a run's score in tasks.",
     "compare": "How two schedules differ: of recipes, config files, runs or dialects.",
-    "sample": "Generate text from a run or a step of it.",
+    "sample": "Text, answers or labels from a run or a step of it.",
+    "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
 }
 _EPILOGUE = (
     "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one "

@@ -182,7 +182,7 @@ def _frozen(plan: Plan) -> Iterator[Finding]:
             key="optim.train",
             what="only the last block learns, and the frozen ones below it hold random weights",
             where="every step",
-            why="what is frozen must have learned before: name a run or a folder of weights in init_from, or let all learn",
+            why="what is frozen must have learned before: start from weights, with init_from, or let all of it learn",
             change="optim.train: all",
         )
 
