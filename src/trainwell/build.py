@@ -23,6 +23,7 @@ from trainwell.models import freeze, load_weights, make_model
 from trainwell.optim.groups import describe_groups, hidden_matrices, parameter_groups
 from trainwell.optim.together import Together
 from trainwell.planning.bands import bands_for
+from trainwell.planning.memory import in_chunks
 from trainwell.planning.model_size import flops_per_token
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
@@ -33,7 +34,6 @@ from trainwell.settings import Settings, decide, recorded_settings
 from trainwell.trainer import Schedule, Trainer
 
 _TIMED_STEPS = 5
-_LARGE_VOCABULARY = 4096
 
 
 def build(
@@ -207,7 +207,9 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
             *data.notes,
             *notes,
         ],
-        flops_per_token=flops_per_token(config.model, plan.vocab_size, plan.seq_len)
+        flops_per_token=flops_per_token(
+            config.model, plan.vocab_size, plan.seq_len, num_labels=len(data.labels) or None
+        )
         if own_model and plan.vocab_size
         else None,
         bytes_per_token=data.bytes_per_token,
@@ -258,8 +260,7 @@ def _loss(config: RunConfig, given: Given, data: Data, plan: Plan) -> Loss:
         return given.loss  # type: ignore[no-any-return]
     if data.labels:
         return label_loss(data.labels)
-    large = (plan.vocab_size or 0) >= _LARGE_VOCABULARY or config.task == "instruct"
-    return head_loss if given.model is None and large and config.kernels == "auto" else token_loss
+    return head_loss if given.model is None and in_chunks(config, plan.vocab_size or 0) else token_loss
 
 
 def _compiled(loss: Loss, model: nn.Module) -> Loss:

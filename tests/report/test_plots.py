@@ -31,6 +31,19 @@ def test_a_run_has_three_pictures(make_run: Maker) -> None:
         assert len(content) > 10_000
 
 
+def test_a_run_with_classes_has_a_picture_of_its_accuracy_too(make_run: Maker) -> None:
+    path = make_run(taken=40)
+    rows = [{"step": step, "train/accuracy": step / 40} for step in range(40)]
+    checks = [{"step": step, "val/loss": 1.0, "val/accuracy": 0.5} for step in (0, 20, 40)]
+    MetricsFile(RunDir(path).metrics_jsonl).append(*rows, *checks)
+    assert [file.name for file in write_plots(load_run(path))] == [
+        "lr.png",
+        "loss.png",
+        "grad_norm.png",
+        "accuracy.png",
+    ]
+
+
 def test_a_run_that_has_not_taken_a_step_has_none(make_run: Maker) -> None:
     path = make_run(taken=0)
     assert write_plots(load_run(path)) == []

@@ -12,6 +12,7 @@ from trainwell.planning.resolve import resolve
 from trainwell.report.load import load_run
 from trainwell.report.step_text import StepText, Window
 from trainwell.report.terminal import show_recipe, show_run, show_step
+from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
 
 Maker = Callable[..., Path]
@@ -77,6 +78,25 @@ def test_a_report_has_status_verdict_curve_evaluations_speed_samples_and_files(m
         assert part in text
     for part in ("step 800, prompt 'The '", "The with statement is used", "@400", "trainwell sample"):
         assert part in text
+
+
+def test_a_report_of_a_classifier_has_its_accuracy_and_that_of_each_class(make_run: Maker) -> None:
+    path = make_run(taken=40)
+    config = RunDir(path).config_yaml
+    config.write_text(config.read_text().replace("python-docs", "null") + "task: classify\n")
+    classes = {"val/accuracy/ham": 1.0, "val/accuracy/spam": 0.5, "val/accuracy/eggs": float("nan")}
+    MetricsFile(RunDir(path).metrics_jsonl).append(
+        {"step": 40, "val/loss": 0.7, "val/ppl": 2.0, "val/accuracy": 0.75, **classes}
+    )
+    text = printed(show_run(load_run(path)))
+    assert "loss, nats per example" in text
+    assert "perplexity" not in text
+    assert [line.split()[-1] for line in text.splitlines() if "accuracy" in line or "75.0%" in line] == [
+        "accuracy",
+        "75.0%",
+    ]
+    assert "right by class: ham 100.0%, spam 50.0%, eggs of none" in text
+    assert f"trainwell sample {path} --label" in " ".join(text.split())
 
 
 def test_a_report_of_a_run_that_has_not_started_says_so(make_run: Maker) -> None:

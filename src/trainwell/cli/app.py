@@ -13,7 +13,7 @@ from trainwell.errors import TrainwellError
 VERBS = {
     "train": "Start a recipe, continue a run, or branch from a step of one.",
     "show": "What a recipe, a run or a step is: configuration, curves, samples, verdict.",
-    "check": "Mistakes in a recipe, and what is worth knowing about its plan; a run's score in tasks.",
+    "check": "What is wrong, or worth knowing, before a run; how good it is in tasks after it.",
     "compare": "How two schedules differ: of recipes, config files, runs or dialects.",
     "sample": "Text, answers or labels from a run or a step of it.",
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",

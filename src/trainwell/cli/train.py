@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from trainwell.cli import parts
 from trainwell.cli.flags import with_config_flags
 from trainwell.config import checks
+from trainwell.data.examples import ExampleStore
 from trainwell.data.tasks import Store, open_data
 from trainwell.errors import CheckError, ConfigError, OutOfMemoryError, StoppedError
 from trainwell.planning.lints import findings
@@ -111,7 +112,8 @@ def _print_summary(start: Start, store: Store | None) -> None:
         sys.stdout.write(f"{error}\n")
         return
     assert plan.vocab_size is not None, "prepared data has a vocabulary"
-    parameters = count_parameters(start.config.model, plan.vocab_size, plan.seq_len)
+    labels = len(store.labels) or None if isinstance(store, ExampleStore) else None
+    parameters = count_parameters(start.config.model, plan.vocab_size, plan.seq_len, num_labels=labels)
     lines = [*summary(plan, parameters.total), f"folder: {start.run_dir.path} (nothing was written)"]
     sys.stdout.write("\n".join(lines) + "\n")
 

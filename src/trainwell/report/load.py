@@ -60,6 +60,11 @@ class RunData:
         return self.plan or resolve(self.config)
 
     @property
+    def loss_unit(self) -> str:
+        """What a loss is counted in."""
+        return "nats per example" if self.config.task == "classify" else "nats per token"
+
+    @property
     def status(self) -> str:
         """Running, finished, stopped or not started, with the step."""
         of = f" of {self.num_steps}" if self.num_steps else ""

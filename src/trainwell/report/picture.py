@@ -185,9 +185,9 @@ def _inside(points: Any, box: Box, air: float) -> Any:
     return ((points > low) & (points < high)).all(axis=1)
 
 
-def legend(axes: Axes) -> None:
+def legend(axes: Axes, where: str = "upper right") -> None:
     """Over a white ground, so that marks of epochs do not run through the words."""
-    axes.legend(loc="upper right", facecolor="white", edgecolor="none", framealpha=1, labelcolor=INK, fontsize=10)
+    axes.legend(loc=where, facecolor="white", edgecolor="none", framealpha=1, labelcolor=INK, fontsize=10)
 
 
 def tokens_on_top(axes: Axes, steps: Sequence[float], tokens: Sequence[float], said: str) -> None:

@@ -29,12 +29,15 @@ Floats = NDArray[np.float64]
 
 
 def write_plots(run: RunData) -> list[Path]:
-    """Draw lr.png, loss.png and grad_norm.png of a run that has taken a step; return the files written."""
+    """Draw lr.png, loss.png and grad_norm.png of a run that has taken a step, and accuracy.png of one with classes."""
     if not run.train:
         return []
     run.dir.plots.mkdir(exist_ok=True)
     written = []
-    for name, draw in (("lr", _draw_lr), ("loss", _draw_loss), ("grad_norm", _draw_norm)):
+    pictures = [("lr", _draw_lr), ("loss", _draw_loss), ("grad_norm", _draw_norm)]
+    if any("val/accuracy" in row for row in run.val):
+        pictures.append(("accuracy", _draw_accuracy))
+    for name, draw in pictures:
         path = run.dir.plots / f"{name}.png"
         save(draw(run), path, "png")
         written.append(path)
@@ -89,8 +92,25 @@ def _draw_loss(run: RunData) -> Figure:
         axes.plot(states, checked, "o-", color=VAL, lw=1.6, ms=5, mec="white", mew=0.8, label=label, clip_on=False)
         axes.plot(states[best], checked[best], "o", ms=11, mfc="none", mec=VAL, mew=1.4, clip_on=False)
     axes.set_ylim(_range_of(np.concatenate([losses, checked])))
-    axes.set_ylabel("loss, nats per token", color=INK)
+    axes.set_ylabel(f"loss, {run.loss_unit}", color=INK)
     legend(axes)
+    _mark_epochs(run, axes)
+    _tokens_on_top(run, axes)
+    return figure
+
+
+def _draw_accuracy(run: RunData) -> Figure:
+    figure, axes = _figure(run, "accuracy")
+    steps, shares = _column(run.train, "train/accuracy")
+    axes.plot(steps, shares, color=TRAIN, lw=0.7, alpha=0.3)
+    axes.plot(steps, smoothed(shares, _span(shares)), color=TRAIN, lw=2, label="training, smoothed")
+    states, checked = _column(run.val, "val/accuracy")
+    label = f"validation, {checked[-1]:.1%} at the end"
+    axes.plot(states, checked, "o-", color=VAL, lw=1.6, ms=5, mec="white", mew=0.8, label=label, clip_on=False)
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_ylabel("share of examples labelled right", color=INK)
+    legend(axes, "lower right")
     _mark_epochs(run, axes)
     _tokens_on_top(run, axes)
     return figure

@@ -13,8 +13,8 @@ import numpy as np
 from trainwell.config import checks
 from trainwell.config.tree import RunConfig
 from trainwell.data.corpora import read_corpus
-from trainwell.data.order import windows_at
 from trainwell.data.examples import ExampleStore
+from trainwell.data.order import windows_at
 from trainwell.data.prepare import TokenStore
 from trainwell.data.tasks import Store, open_data
 from trainwell.errors import ConfigError, DataError

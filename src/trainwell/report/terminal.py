@@ -28,7 +28,7 @@ from trainwell.report.course import batch_changes, course, grid
 from trainwell.report.curve import Series
 from trainwell.report.load import RunData
 from trainwell.report.verdict import verdict
-from trainwell.runs.console import safe, short_count, short_time
+from trainwell.runs.console import safe, share, short_count, short_time
 from trainwell.runs.metrics import Row
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def show_run(run: RunData) -> RenderableType:
     """The report of a run: its state, the verdict, the loss curve, evaluations, speed, the last samples, its files."""
     parts: list[RenderableType] = [*heading(str(run.dir.path), run.status)]
     if run.train:
-        parts += [Text(verdict(run)), Text(), *_losses(run), Text(), _evaluations(run), _speed(run)]
+        parts += [Text(verdict(run)), Text(), *_losses(run), Text(), _evaluations(run), _classes(run), _speed(run)]
         parts += [Text(), *_rates(run)]
     for sample in run.samples[-_SHOWN_SAMPLES:]:
         parts += [Text(f"\nstep {sample.step}, {safe(sample.about)}", "bold"), Padding(Text(safe(sample.text)), (0, 2))]
@@ -121,19 +121,20 @@ def _text(plan: Plan, text: "StepText | str | None") -> Iterable[RenderableType]
     shown, size = len(text.windows), len(text.indices)
     yield Text(f"the text, {f'the first {shown} of {size:,} sequences' if shown < size else 'all of it'}", "bold")
     for window in text.windows:
-        yield Text(f"\n{safe(_origin(window, plan.seq_len))}", FAINT)
+        yield Text(f"\n{safe(_origin(window, plan))}", FAINT)
         yield Padding(Text(_one_line(window.text)), (0, 2))
 
 
-def _origin(window: "Window", seq_len: int) -> str:
+def _origin(window: "Window", plan: Plan) -> str:
     """Where a window is from: "example 960, epoch 0: window 3,071, tokens 393,088 to 393,215; python-docs from ..."."""
     first = window.first_token
+    tokens = f"tokens {first:,} to {first + plan.seq_len - 1:,}; " if plan.config.task == "pretrain" else ""
     start = "" if window.place is None else f" from {window.unit} {window.place:,}"
     others = len(window.sources) - 1
     more = "" if not others else f", then {window.sources[1]}" + (f" and {others - 1} more" if others > 1 else "")
     return (
-        f"example {window.example:,}, epoch {window.epoch}: window {window.index:,} of the training part, "
-        f"tokens {first:,} to {first + seq_len - 1:,}; {window.sources[0]}{start}{more}"
+        f"example {window.example:,}, epoch {window.epoch}: {plan.rows[:-1]} {window.index:,} of the training part, "
+        f"{tokens}{window.sources[0]}{start}{more}"
     )
 
 
@@ -193,7 +194,7 @@ def _power(count: float) -> str:
 
 def _epochs(plan: Plan, step: int) -> str:
     epochs = plan.epoch(step)
-    return "" if epochs is None else f", {epochs:.2f} epochs of {plan.num_windows:,} windows"
+    return "" if epochs is None else f", {epochs:.2f} epochs of {plan.num_windows:,} {plan.rows}"
 
 
 def _losses(run: RunData) -> Iterable[RenderableType]:
@@ -204,7 +205,7 @@ def _losses(run: RunData) -> Iterable[RenderableType]:
     stretches = [train[start : start + size] for start in range(0, len(train), size)]
     means = [(stretch[len(stretch) // 2][0], fmean(loss for _, loss in stretch)) for stretch in stretches]
     log = all(loss > 0 for _, loss in [*means, *val])
-    what = f"loss, nats per token{', logarithmic' if log else ''}, over steps"
+    what = f"loss, {run.loss_unit}{', logarithmic' if log else ''}, over steps"
     lines = [Series(means, name="training"), Series(val, "o", name="validation")]
     return [Chart(what, lines, end, numbers=".3g", log=log)]
 
@@ -221,16 +222,33 @@ def _points(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
     return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), float) and isfinite(row[key])]
 
 
+_MEASURED = {
+    "val/loss": ("validation", ".4f"),
+    "val/ppl": ("perplexity", ".3f"),
+    "val/bpb": ("bits per byte", ".3f"),
+    "val/accuracy": ("accuracy", ".1%"),
+    "val/hellaswag": ("hellaswag", ".1%"),
+}
+
+
+def _classes(run: RunData) -> Text:
+    """The accuracy of each class at the last evaluation; nothing for a run without classes."""
+    last = run.val[-1] if run.val else {}
+    shares = {key.removeprefix("val/accuracy/"): last[key] for key in last if key.startswith("val/accuracy/")}
+    said = ", ".join(f"{name} {share(value)}" for name, value in shares.items())
+    return Text(f"\nright by class: {safe(said)}") if said else Text()
+
+
 def _evaluations(run: RunData) -> Table:
     """The last evaluations, the best of them all in bold if it is among them."""
-    named = {"val/loss": ("validation", ".4f"), "val/ppl": ("perplexity", ".3f"), "val/bpb": ("bits per byte", ".3f")}
-    shown = [key for key in named if any(key in row for row in run.val)]
+    shown = [key for key in _MEASURED if any(key in row for row in run.val)]
+    named = {key: _MEASURED[key] for key in shown if key != "val/ppl" or "val/accuracy" not in shown}
     table = Table(box=None, pad_edge=False, header_style=FAINT)
-    for column in ("state", "tokens", *(named[key][0] for key in shown)):
+    for column in ("state", "tokens", *(name for name, _ in named.values())):
         table.add_column(column, justify="right")
     best = min((loss for _, loss in _points(run.val, "val/loss")), default=None)
     for row in run.val[-_SHOWN_EVALUATIONS:]:
-        numbers = [format(row[key], named[key][1]) if row.get(key) is not None else "" for key in shown]
+        numbers = [format(row[key], form) if row.get(key) is not None else "" for key, (_, form) in named.items()]
         tokens = short_count(row["tokens"]) if "tokens" in row else ""
         table.add_row(f"{row['step']:,}", tokens, *numbers, style="bold" if row.get("val/loss") == best else "")
     return table
@@ -248,6 +266,9 @@ def _speed(run: RunData) -> Text:
     )
 
 
+_ASKED = {"pretrain": '--prompt "The "', "instruct": "--chat", "classify": '--label "some text"'}
+
+
 def _files(run: RunData) -> Table:
     table = facts()
     if run.checkpoints:
@@ -256,7 +277,7 @@ def _files(run: RunData) -> Table:
     if plots:
         table.add_row("plots", ", ".join(str(path) for path in plots))
     if run.checkpoints and not run.config.custom:  # only the script that has its parts can sample from it
-        table.add_row("next", f'trainwell sample {run.dir.path} --prompt "The "')
+        table.add_row("next", f"trainwell sample {run.dir.path} {_ASKED[run.config.task]}")
     return table
 
 

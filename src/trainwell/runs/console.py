@@ -51,13 +51,20 @@ def format_step(step: int, loss: float, lr: float, norm: float, dt_s: float, tok
     )
 
 
+def share(value: float) -> str:
+    """A share of something, 91.2%; of nothing it is not a number, and said so."""
+    return "of none" if value != value else f"{value:.1%}"
+
+
 def parts_line(parts: Mapping[str, float]) -> str:
     """What else an evaluation measured, for the end of its line: " | accuracy: 91.2% (ham 95.0%, spam 87.5%)"."""
     shares = {name: value for name, value in parts.items() if name.partition("/")[0] in {"accuracy", "hellaswag"}}
     found = ""
     for name in [name for name in shares if "/" not in name]:
         inside = ", ".join(
-            f"{other.partition('/')[2]} {value:.1%}" for other, value in shares.items() if other.startswith(f"{name}/")
+            f"{other.partition('/')[2]} {share(value)}"
+            for other, value in shares.items()
+            if other.startswith(f"{name}/")
         )
         found += f" | {name}: {shares[name]:.1%}" + (f" ({inside})" if inside else "")
     return found
