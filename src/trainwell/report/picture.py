@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -185,7 +185,7 @@ def _inside(points: Any, box: Box, air: float) -> Any:
     return ((points > low) & (points < high)).all(axis=1)
 
 
-def legend(axes: Axes, where: str = "upper right") -> None:
+def legend(axes: Axes, where: Literal["upper right", "lower right"] = "upper right") -> None:
     """Over a white ground, so that marks of epochs do not run through the words."""
     axes.legend(loc=where, facecolor="white", edgecolor="none", framealpha=1, labelcolor=INK, fontsize=10)
 
