@@ -48,8 +48,11 @@ def write_sets(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def tuned_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the finished runs `runs/says` (instruct) and `runs/which` (classify)."""
-    folder = tmp_path_factory.mktemp("tuned")
+    import torch
+
+    folder, threads = tmp_path_factory.mktemp("tuned"), torch.get_num_threads()
     write_sets(folder)
+    torch.set_num_threads(1)
     flags = [token for key, value in COMMON.items() for token in (f"--{key}", str(value))]
     says = ["--task", "instruct", "--data.path", "questions.jsonl", "--data.template", "template.txt"]
     which = ["--task", "classify", "--data.path", "animals.csv"]
@@ -59,6 +62,7 @@ def tuned_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert run(["train", "demo", "--run", "runs/says", "--duration", "100", *says, *flags]) == 0
         assert run(["train", "demo", "--run", "runs/which", "--duration", "60", *which, *flags]) == 0
         yield folder
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
