@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from trainwell.data.batches import IGNORED, MicroBatch, cut
 from trainwell.evaluate import Evaluation, evaluate, evaluating
 from trainwell.model.gpt2 import GPT2
-from trainwell.model.loss import token_loss
+from trainwell.model.loss import label_loss, token_loss
 
 Make = Callable[..., GPT2]
 
@@ -182,3 +182,27 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_bits_per_token(gpt2_of: Ma
     assert evaluation.perplexity == pytest.approx(16, rel=1e-5)
     assert evaluation.bits_per_byte == pytest.approx(4 / 2.5, rel=1e-6)
     assert evaluate(model, in_pieces((inputs, targets), 2)).bits_per_byte is None
+
+
+def test_parts_are_means_over_targets_and_classes_have_their_own_accuracy(gpt2_of: Make) -> None:
+    model = gpt2_of(num_labels=3)
+    inputs = drawn()[0]
+    targets = torch.full_like(inputs, IGNORED)
+    targets[:, -1] = torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    evaluation = evaluate(model, in_pieces((inputs, targets), 2), label_loss(["x", "y", "z"]))
+    right = model(inputs)[:, -1].argmax(1) == targets[:, -1]
+    assert evaluation.targets == 7
+    assert evaluation.parts.keys() == {"accuracy", "accuracy/x", "accuracy/y", "accuracy/z"}
+    assert evaluation.parts["accuracy"] == pytest.approx(right.double().mean().item())
+    assert evaluation.parts["accuracy/x"] == pytest.approx(right[:5].double().mean().item())
+    assert evaluation.parts["accuracy/y"] == pytest.approx(right[5:].double().mean().item())
+    assert math.isnan(evaluation.parts["accuracy/z"])
+
+
+def test_the_parts_of_a_loss_of_ones_own_are_measured_too(gpt2_of: Make) -> None:
+    def both(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = token_loss(model, batch)
+        return 2 * loss, {"half": loss}
+
+    evaluation = evaluate(gpt2_of(), in_pieces(drawn(), 3), both)
+    assert evaluation.parts == {"half": pytest.approx(evaluation.loss / 2)}

@@ -1,13 +1,16 @@
 """The text of a step: it is the text that training reads, and it is found where it stands."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trainwell.config.load import load
 from trainwell.data.prepare import prepare
+from trainwell.data.tasks import open_data
 from trainwell.errors import DataError
 from trainwell.planning.resolve import Plan, resolve
 from trainwell.report.step_text import text_of_step, window_indices
@@ -129,3 +132,27 @@ def test_a_recipe_without_a_text_asks_for_one(own_folders: Path) -> None:
 def test_a_plan_that_does_not_know_its_text_cannot_show_it(planned: PlanOf, text: Path) -> None:
     with pytest.raises(DataError, match="did not record"):
         text_of_step(replace(planned(text), info=None), 0)
+
+
+def test_the_rows_of_a_task_are_those_that_training_reads(planned: PlanOf, own_folders: Path) -> None:
+    Path("q.jsonl").write_text("".join(f'{{"instruction": "Say {n}", "output": "{n}"}}\n' for n in range(60)))
+    Path("t.txt").write_text("Q {instruction} A {output}")
+    config = load("demo", flags={**ASKED, "data.path": "q.jsonl", "data.template": "t.txt"})
+    store = open_data(config.task, config.data)
+    plan = resolve(config, store.info)
+    shown = text_of_step(plan, 3)
+    assert len(shown.indices) == 4
+    for window, index in zip(shown.windows, shown.indices, strict=False):
+        inputs, _, _ = store.train.gather(np.array([index]))  # type: ignore[union-attr]
+        assert re.fullmatch(r"Q Say (\d+) A \1", window.text)
+        assert store.tokenizer.decode(inputs[0].tolist()).startswith(window.text)
+        assert (window.sources, window.place) == (("q.jsonl",), None)
+
+
+ASKED: dict[str, object] = {
+    "task": "instruct",
+    "duration": 30,
+    "batch_size": 4,
+    "data.seq_len": 32,
+    "data.val_fraction": 0.25,
+}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainwell.runs.console import Console, format_step, safe, short_count, short_time
+from trainwell.runs.console import Console, format_step, parts_line, safe, short_count, short_time
 
 
 class Terminal(io.StringIO):
@@ -107,3 +107,19 @@ def test_a_count_is_short(count: float, text: str) -> None:
 )
 def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
     assert short_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ({}, ""),
+        ({"ce": 1.5}, ""),
+        (
+            {"accuracy": 0.912, "accuracy/ham": 1.0, "accuracy/spam": float("nan")},
+            " | accuracy: 91.2% (ham 100.0%, spam of none)",
+        ),
+        ({"hellaswag": 0.25, "hellaswag/by sum": 0.3}, " | hellaswag: 25.0% (by sum 30.0%)"),
+    ],
+)
+def test_what_else_was_measured_ends_the_line_of_an_evaluation(parts: dict[str, float], line: str) -> None:
+    assert parts_line(parts) == line
