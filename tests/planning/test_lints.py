@@ -324,6 +324,7 @@ def shipped_plan(name: str, examples: Path) -> Plan:
         return resolve(config, prepare(config.data).info)
     if config.task != "pretrain":
         data = config.data.model_copy(update={"path": str(examples), "template": "phi3"})
+        config = config.model_copy(update={"init_from": "runs/demo"})  # what such a recipe is for
         return resolve(config, open_data(config.task, data).info)
     try:
         return resolve(config)
