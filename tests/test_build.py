@@ -274,6 +274,22 @@ def test_an_example_with_fewer_targets_than_inputs_is_named(build_tiny: Build) -
         build_tiny(data=[([1, 2, 3], [2, 3])])
 
 
+def test_a_run_on_given_data_opens_in_the_script_that_has_it_alone(build_tiny: Build) -> None:
+    path = fit(build_tiny(data=[([1, 2, 3], [2, 3, 4])] * 9, model={"pad_vocab_to": 9})).run_dir.path
+    with pytest.raises(ConfigError, match="was made with parts given in Python: data"):
+        open_run(path)
+
+
+def test_hellaswag_is_refused_where_nothing_could_read_it(build_tiny: Build) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.hellaswag: x\.jsonl is text, and data given as ids has no tokenizer"):
+        build_tiny(data=[([1, 2, 3], [2, 3, 4])] * 9, model={"pad_vocab_to": 9}, eval={"hellaswag": "x.jsonl"})
+
+
+def test_what_only_our_models_do_is_refused_of_a_given_one(build_tiny: Build) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.train: last-block is for trainwell's own models"):
+        build_tiny(model=Bigram(), optim={"train": "last-block"})
+
+
 def test_given_parts_are_recorded_with_the_run(build_tiny: Build) -> None:
     run = build_tiny(model=Bigram(), data=Counting(20), loss=token_loss)
     custom = run.config.custom

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trainwell.data.batches import IGNORED, MicroBatch, cut
+from trainwell.errors import ConfigError
 from trainwell.evaluate import Evaluation, evaluate, evaluating
 from trainwell.model.gpt2 import GPT2
 from trainwell.model.loss import label_loss, token_loss
@@ -206,3 +207,17 @@ def test_the_parts_of_a_loss_of_ones_own_are_measured_too(gpt2_of: Make) -> None
 
     evaluation = evaluate(gpt2_of(), in_pieces(drawn(), 3), both)
     assert evaluation.parts == {"half": pytest.approx(evaluation.loss / 2)}
+
+
+def test_a_part_that_is_called_like_a_count_is_a_part(gpt2_of: Make) -> None:
+    def named(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = token_loss(model, batch)
+        return loss, {"of/x": loss, "correct/y": 2 * loss}
+
+    evaluation = evaluate(gpt2_of(), in_pieces(drawn(), 3), named)
+    assert evaluation.parts == {"of/x": pytest.approx(evaluation.loss), "correct/y": pytest.approx(2 * evaluation.loss)}
+
+
+def test_a_model_with_fewer_outputs_than_labels_is_refused(gpt2_of: Make) -> None:
+    with pytest.raises(ConfigError, match="the model gives 2 numbers for a token, and there are 3 labels"):
+        evaluate(gpt2_of(num_labels=2), in_pieces(drawn(), 3), label_loss(["x", "y", "z"]))

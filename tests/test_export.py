@@ -17,7 +17,7 @@ from trainwell.build import open_run
 from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
 from trainwell.data.chat_template import ChatTemplate
-from trainwell.data.templates import Template, text_template
+from trainwell.data.templates import Template, named_template
 from trainwell.data.tokenizer import BytesTokenizer, CharsTokenizer, FileTokenizer, Gpt2Tokenizer, Tokenizer
 from trainwell.errors import ConfigError, StorageError
 from trainwell.export import export, notes
@@ -191,7 +191,7 @@ def messages(*contents: str) -> list[Any]:
 @pytest.mark.parametrize("name", ["alpaca", "phi3"])
 def test_messages_become_the_ids_that_training_saw(tmp_path: Path, name: str, turns: Sequence[str]) -> None:
     model, config = made({"data.seq_len": 300})
-    template, tokenizer = text_template(name), BytesTokenizer()
+    template, tokenizer = named_template(name), BytesTokenizer()
     export(model, config, tokenizer, tmp_path / "out", template=template)
     assert chat_ids(tmp_path / "out", turns) == template.ids(messages(*turns), tokenizer)
 

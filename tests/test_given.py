@@ -11,7 +11,7 @@ from torch import nn
 
 from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
-from trainwell.data.batches import Windows, from_loader
+from trainwell.data.batches import IGNORED, Windows, from_loader
 from trainwell.data.prepare import prepare
 from trainwell.errors import ConfigError
 from trainwell.given import Given, data_from, describe_custom, prepared
@@ -102,3 +102,25 @@ def test_the_hash_of_a_models_source_tells_two_models_apart() -> None:
 def test_what_is_neither_examples_nor_a_loader_is_refused(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"data: list_iterator was given; allowed are examples, .*from_loader"):
         data_from(config, Given(data=iter([])))
+
+
+def labelled(count: int) -> list[tuple[list[int], list[int]]]:
+    return [([n % 5, n % 7, n % 3], [IGNORED, IGNORED, n % 3]) for n in range(count)]
+
+
+def test_given_texts_with_classes_need_the_names_of_those(own_folders: Path) -> None:
+    config = load("demo", flags={"task": "classify", "batch_size": 4, "data.labels": "x,y,z", "data.path": "none.csv"})
+    assert data_from(config, Given(data=labelled(9))).labels == ("x", "y", "z")
+    nameless = config.model_copy(update={"data": config.data.model_copy(update={"labels": None})})
+    with pytest.raises(ConfigError, match=r"data\.labels: the classes of given data are not known; name them"):
+        data_from(nameless, Given(data=labelled(9)))
+
+
+def test_a_template_is_known_by_what_it_says(own_folders: Path) -> None:
+    Path("q.jsonl").write_text("".join(f'{{"instruction": "Say {n}", "output": "{n}"}}\n' for n in range(60)))
+    flags = {"task": "instruct", "data.path": "q.jsonl", "data.template": "t.txt"}
+    Path("t.txt").write_text("Q {instruction} A {output}")
+    one = data_from(load("demo", flags=flags), Given()).facts
+    assert data_from(load("demo", flags=flags), Given()).facts == one
+    Path("t.txt").write_text("Q {instruction} B {output}")
+    assert data_from(load("demo", flags=flags), Given()).facts["template"] != one["template"]

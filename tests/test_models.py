@@ -1,5 +1,6 @@
 """The model of a configuration: its shape, where its weights come from, and which of them learn."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainwell.build import build
 from trainwell.config.load import load
 from trainwell.errors import ConfigError
 from trainwell.fit import fit
@@ -93,7 +95,7 @@ def test_a_shorter_context_keeps_the_first_positions(trained: str) -> None:
 def test_a_classifier_takes_everything_but_the_head(trained: str) -> None:
     model = tiny(num_labels=3)
     before = model.lm_head.weight.clone()
-    load_weights(model, trained, new_head=True)
+    load_weights(model, trained, labels=["x", "y", "z"])
     whole = tiny()
     load_weights(whole, trained)
     ids = torch.arange(9)[None]
@@ -118,3 +120,40 @@ def test_a_run_starts_from_another_one_and_learns_further_from_there(
         source = tiny()
         load_weights(source, trained)
         assert all(torch.equal(tensor, start[name]) for name, tensor in source.state_dict().items())
+
+
+def test_a_branch_of_a_run_needs_the_weights_of_its_source_alone(build_tiny: Build, trained: str) -> None:
+    own_shape: dict[str, Any] = {"model": {"num_layers": 2}}
+    fit(build_tiny(run_dir="runs/next", duration=2, init_from=trained, **own_shape))
+    shutil.rmtree(trained)
+    with build("runs/next@2", run_dir="runs/branch", duration=3) as run:
+        run.restore()
+        assert run.trainer.step == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"task": "classify"}, {"optim": {"train": "last-block"}}, {"init_from": "runs/first"}]
+)
+def test_a_branch_that_would_be_another_training_says_how_to_start_one(
+    build_tiny: Build, trained: str, change: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"--init-from {trained}@2 --run NEW"):
+        build(f"{trained}@2", run_dir="runs/branch", **change)
+
+
+def test_a_classifier_goes_on_with_its_head_for_the_same_labels_only(own_folders: Path, one_thread: None) -> None:
+    rows = [f"{word} {n},{word}" for n in range(30) for word in ("cat", "dog")]
+    Path("animals.csv").write_text("\n".join(["text,label", *rows]))
+    keys: dict[str, Any] = {
+        "task": "classify",
+        "duration": 2,
+        "batch_size": 4,
+        "micro_batch": 4,
+        "eval": {"every": None},
+    }
+    keys |= {"data": {"path": "animals.csv", "seq_len": 16}, "model": {"num_layers": 2, "num_heads": 2, "width": 16}}
+    first: Any = fit(build("demo", run_dir="runs/first", **keys)).model
+    for labels, kept in (("cat,dog", True), ("dog,cat", False), ("ham,spam", False)):
+        model = tiny(num_labels=2)
+        load_weights(model, "runs/first", labels=labels.split(","))
+        assert torch.equal(model.lm_head.weight, first.lm_head.weight) == kept

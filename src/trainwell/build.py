@@ -17,7 +17,7 @@ from trainwell.config.values import Duration
 from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, Stream, evaluation_batches
 from trainwell.errors import ConfigError, DataError
 from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts, template_in
-from trainwell.hellaswag import read_hellaswag
+from trainwell.hellaswag import Question, read_hellaswag
 from trainwell.model.loss import Compiled, Loss, Parts, head_loss, label_loss, token_loss
 from trainwell.models import freeze, load_weights, make_model
 from trainwell.optim.groups import describe_groups, hidden_matrices, parameter_groups
@@ -88,8 +88,9 @@ def open_run(path: str | Path, **parts: Any) -> Run:
     names = [field.name for field in fields(Given)]
     given = Given(**{part: value for part, value in parts.items() if part in names})
     given, flags = _parts_and_keys(given, {key: value for key, value in parts.items() if key not in names})
-    config = load.load(file=run_dir.config_yaml, flags={"eval.hellaswag": None, **flags}, source="open_run(...)")
+    config = load.load_recorded(run_dir.config_yaml, flags={"eval.hellaswag": None, **flags}, source="open_run(...)")
     start = Start(config, run_dir)
+    refuse_missing_parts(config, given)
     run = assemble(start, given, _data_of_run(start, given))
     number = find_step(run.run_dir, "last" if step is None else step)
     load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")
@@ -165,8 +166,9 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     config = config.model_copy(update={"micro_batch": settings.micro_batch})
     device = torch.device(settings.device)
     model = _model(config, given, plan, len(data.labels) or None, device)
-    if config.init_from is not None and not saved_steps(start.run_dir.checkpoints):
-        load_weights(model, config.init_from, new_head=bool(data.labels))
+    fresh = start.parent is None and not saved_steps(start.run_dir.checkpoints)
+    if config.init_from is not None and fresh:
+        load_weights(model, config.init_from, labels=data.labels)
     loss = _loss(config, given, data, plan)
     loss = _compiled(loss, model) if settings.compile else loss
     outputs = len(data.labels) or plan.vocab_size or 0
@@ -185,7 +187,8 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         autocast=settings.autocast,
     )
     custom = describe_custom(given, model)
-    parameters = sum(tensor.numel() for tensor in trainer.parameters)
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    learning = sum(tensor.numel() for tensor in trainer.parameters)
     own_model = given.model is None
     return Run(
         config=config.model_copy(update={"custom": custom}),
@@ -200,6 +203,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         tokenizer=data.tokenizer,
         summary=[
             *summary(plan, parameters),
+            *([] if learning >= parameters else [f"{learning:,} of the {parameters:,} parameters learn"]),
             *describe_groups(trainer.optimizer),
             settings.line(),
             *(f"given in Python: {name}, {custom[name]}" for name in custom if name in PARTS),
@@ -215,7 +219,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         bytes_per_token=data.bytes_per_token,
         template=data.template,
         labels=data.labels,
-        questions=() if config.eval.hellaswag is None else tuple(read_hellaswag(config.eval.hellaswag)),
+        questions=_questions(config, data),
         facts=data.facts,
         bands=bands_for(config, data.info.corpus_sha256) if not custom else (),
         parent=start.parent,
@@ -240,6 +244,17 @@ def _model(config: RunConfig, given: Given, plan: Plan, num_labels: int | None, 
     if config.optim.train == "last-block":
         freeze(model)
     return model
+
+
+def _questions(config: RunConfig, data: Data) -> tuple[Question, ...]:
+    """HellaSwag's questions where they are asked for; ConfigError where nothing could read them."""
+    if config.eval.hellaswag is None:
+        return ()
+    if data.tokenizer is None:
+        raise ConfigError(
+            f"eval.hellaswag: {config.eval.hellaswag} is text, and data given as ids has no tokenizer; leave it out"
+        )
+    return tuple(read_hellaswag(config.eval.hellaswag))
 
 
 def _refuse_own_parts(config: RunConfig) -> None:

@@ -63,8 +63,9 @@ def evaluate(
 
 def _per_label(parts: dict[str, float]) -> dict[str, float]:
     """The same with `correct/NAME` over `of/NAME`, both of one class, as `accuracy/NAME`; NaN for no example of it."""
-    found = {name: value for name, value in parts.items() if not name.startswith(("correct/", "of/"))}
-    for name in (name.removeprefix("of/") for name in parts if name.startswith("of/")):
+    classes = [name[3:] for name in parts if name.startswith("of/") and f"correct/{name[3:]}" in parts]
+    found = {name: value for name, value in parts.items() if name.partition("/")[2] not in classes}
+    for name in classes:
         there = parts[f"of/{name}"]
         found[f"accuracy/{name}"] = parts[f"correct/{name}"] / there if there else math.nan
     return found

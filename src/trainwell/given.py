@@ -98,11 +98,16 @@ def _of_examples(config: RunConfig, store: ExampleStore, val: Examples | None) -
         val=store.val if val is None else val,
         info=store.info,
         tokenizer=store.tokenizer,
-        facts=_facts(store.info),
+        facts=_facts(store.info) | ({} if store.template is None else {"template": _mark(store.template)}),
         notes=store.notes,
         template=store.template,
         labels=store.labels,
     )
+
+
+def _mark(template: Template) -> str:
+    """Enough of a template's hash to see that it was changed."""
+    return sha256(json.dumps(template.state(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _facts(info: StoreInfo) -> dict[str, Any]:
@@ -171,6 +176,13 @@ def _given(config: RunConfig, given: Given) -> Data:
     update["data"] = config.data.model_copy(update={"seq_len": seq_len, "stride": None, "corpus": None, "path": None})
     if val is None:
         off.append("off, because no val was given: evaluation")
+    if config.task == "classify" and config.data.labels is None:
+        raise ConfigError(
+            "data.labels: the classes of given data are not known; name them in the order of their numbers: ham,spam "
+            "(the target of a text is the number of its class at its last token, and -100 elsewhere)"
+        )
+    if config.task == "instruct":
+        off.append("off, because data was given: answering questions, whose template is not known")
     return Data(
         config=config.model_copy(update=update),
         train=train,
@@ -179,6 +191,7 @@ def _given(config: RunConfig, given: Given) -> Data:
         tokenizer=None,
         facts={"given": type(train).__qualname__, "examples": None if isinstance(train, Stream) else len(train)},
         switched_off=tuple(off),
+        labels=parse_labels(config.data.labels) if config.task == "classify" and config.data.labels else (),
     )
 
 

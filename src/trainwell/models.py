@@ -3,13 +3,15 @@
 Knows configuration and weights, no data and no run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Generator, Tensor, device, nn
 
 from trainwell.checkpoint.store import CheckpointStore
+from trainwell.config.load import load_recorded
 from trainwell.config.tree import ModelConfig, RunConfig
+from trainwell.data.classify import parse_labels
 from trainwell.errors import ConfigError
 from trainwell.model.gpt2 import GPT2, init_gpt2, init_torch
 from trainwell.model.hf import read_state
@@ -19,6 +21,7 @@ from trainwell.runs.rundir import RunDir, is_run, parse_target
 
 OwnModel = GPT2 | Llama
 _HEAD = "lm_head.weight"
+_LONGEST_REASON = 200
 _POSITIONS = "wpe.weight"
 
 
@@ -74,11 +77,11 @@ _INITIAL_WEIGHTS: dict[tuple[str, str], Callable[..., None]] = {
 }
 
 
-def load_weights(model: nn.Module, source: str, *, new_head: bool = False) -> None:
+def load_weights(model: nn.Module, source: str, *, labels: Sequence[str] = ()) -> None:
     """Start from the weights of a run, a step of one (`runs/demo@best`) or a Hugging Face folder.
 
-    With `new_head` the model is a classifier: it keeps its head where that of the weights is another. A context longer
-    than the model's loses its last positions. Raises ConfigError where the weights do not fit, naming what does not.
+    A classifier of `labels` keeps its own head unless that of the weights is for the same labels. A context longer than
+    the model's loses its last positions. Raises ConfigError where the weights do not fit, naming what does not.
     """
     name, step = parse_target(source)
     if not is_run(Path(name)):
@@ -86,6 +89,8 @@ def load_weights(model: nn.Module, source: str, *, new_head: bool = False) -> No
         return
     run = RunDir(Path(name))
     state, _ = CheckpointStore(run.checkpoints).load(find_step(run, "last" if step is None else step))
+    theirs = load_recorded(run.config_yaml).data.labels
+    new_head = bool(labels) and (theirs is None or parse_labels(theirs) != tuple(labels))
     _load(model, _fitted(state["trainer"]["model"], model.state_dict(), new_head=new_head), source)
 
 
@@ -94,7 +99,7 @@ def _fitted(state: dict[str, Tensor], own: dict[str, Tensor], *, new_head: bool)
     state = dict(state)
     if _POSITIONS in state and _POSITIONS in own:
         state[_POSITIONS] = state[_POSITIONS][: own[_POSITIONS].shape[0]]
-    if new_head and _HEAD in state and state[_HEAD].shape != own[_HEAD].shape:
+    if new_head and _HEAD in state and _HEAD in own:
         state[_HEAD] = own[_HEAD]
     return state
 
@@ -105,7 +110,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     except RuntimeError as error:
         raise ConfigError(
             f"init_from: the weights of {source} do not fit this model; give both the same model keys, tokenizer and "
-            f"data.seq_len. {str(error).splitlines()[-1].strip()}"
+            f"data.seq_len. {str(error).splitlines()[-1].strip()[:_LONGEST_REASON]}"
         ) from error
 
 

@@ -110,7 +110,11 @@ class Recorder:
         step, config = result.step, self._plan.config
         norm = float(result.grad_norm)
         clipping = config.optim.max_grad_norm is not None and step >= self._plan.clip_from
-        speed = tokens_per_second(self._plan.batch.size(step) * self._plan.seq_len, max(step_s, 1e-9))
+        planned = self._plan.batch.size(step) * self._plan.seq_len
+        read = min(
+            planned, result.positions or planned
+        )  # rows of examples are shorter than planned, and filler is not read
+        speed = tokens_per_second(read, max(step_s, 1e-9))
         row: dict[str, Any] = self._place(step + 1) | {
             "step": step,
             "train/loss": float(result.loss),

@@ -23,7 +23,7 @@ class StepResult:
     `loss` is the mean over all target tokens of the global batch, in nats, before the update; `grad_norm` the global
     L2 norm before clipping; `targets` the number of target tokens; `skipped` whether the update was left out because
     loss or norm was not finite. These four are scalars on the device: reading one waits for it. `lr` is the scheduled
-    rate used, `parts` the means of the loss's named parts.
+    rate used, `parts` the means of the loss's named parts, `positions` the tokens that went through the model here.
     """
 
     step: int
@@ -33,6 +33,7 @@ class StepResult:
     targets: Tensor
     skipped: Tensor
     parts: Parts = field(default_factory=dict)
+    positions: int = 0
 
 
 class Trainer:
@@ -81,6 +82,7 @@ class Trainer:
         self._autocast = autocast
         self._targets = torch.zeros((), dtype=torch.int64, device=self.device)
         self._parts: Parts = {}
+        self._positions = 0
 
     def steps(self, until: int) -> Iterator[StepResult]:
         """Yield each step's result, from the current step up to but not including `until`."""
@@ -101,6 +103,7 @@ class Trainer:
         self.optimizer.zero_grad()
         micro_batches = self.batches(self.step).micro_batches
         self._targets = torch.stack([(micro.targets != IGNORED).sum() for micro in micro_batches]).sum()
+        self._positions = sum(micro.inputs.numel() for micro in micro_batches)
         divisor = self._targets.clamp(min=1)
         scale = 1 if self.loss_scale is None else self.loss_scale.value
         self._parts = {}
@@ -131,7 +134,7 @@ class Trainer:
             skip = self.loss_scale.adjust(skip, loss)
         self.guard.count(skip)
         rate = self.schedules["lr"](self.step) if "lr" in self.schedules else self.optimizer.param_groups[0]["lr"]
-        result = StepResult(self.step, loss, norm, float(rate), self._targets, skip, self._parts)
+        result = StepResult(self.step, loss, norm, float(rate), self._targets, skip, self._parts, self._positions)
         self.step += 1
         return result
 

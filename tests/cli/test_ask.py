@@ -122,7 +122,7 @@ def test_a_file_of_texts_is_labelled_on_the_screen(command: Command, tuned: Path
     ("tokens", "message"),
     [
         (["runs/says", "--label", "x"], "--label: runs/says was trained with task instruct and knows no labels"),
-        (["runs/which", "--chat"], "runs/which was trained with task classify and not to answer questions"),
+        (["runs/which", "--chat"], "runs/which gives labels and answers nothing; use --label TEXT"),
         (["runs/which"], "runs/which gives labels and writes no text; use --label TEXT or --file FILE"),
         (["runs/which", "--label", "  "], "--label: the text is empty; give at least one word"),
         (["runs/says", "--chat", "--label", "x"], "--chat and --label exclude each other; give one of them"),

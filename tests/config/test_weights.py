@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainwell.config.load import load
+from trainwell.config.load import load, load_recorded
 from trainwell.config.render import to_yaml
 from trainwell.errors import ConfigError
 
@@ -82,7 +82,32 @@ def test_a_complete_file_is_not_changed_and_the_weights_need_not_be_there(tmp_pa
     config = load(flags={"init_from": source, "name": "copy"})
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config).replace(source, "runs/gone"))
-    assert load(None, file=file).model == config.model
+    assert load_recorded(file).model == config.model
+    assert load_recorded(file, flags={"init_from": "runs/gone"}).model == config.model
+
+
+def test_a_record_from_before_a_key_was_there_reads_as_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("init_from: runs/gone\nmodel: {num_layers: 2, qkv_bias: true}\n")
+    shape = load_recorded(file).model
+    assert (shape.num_layers, shape.has_qkv_bias, shape.arch) == (2, True, "gpt2")
+
+
+def test_a_file_with_every_key_of_the_model_takes_the_tokenizer_of_the_weights_all_the_same(tmp_path: Path) -> None:
+    source = run_in(tmp_path / "run", data={"tokenizer": "chars"})
+    file = tmp_path / "mine.yaml"
+    model = load().model.model_dump(mode="json")
+    file.write_text(json.dumps({"init_from": source, "model": model}))
+    assert load(str(file.rename(tmp_path / "mine.json"))).data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
+
+
+def test_a_template_goes_on_with_the_weights_where_questions_are_learned_further(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    flags = {"task": "instruct", "data": {"template": "mine.txt", "path": "x.jsonl"}}
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(load(flags=flags)))
+    source = {"init_from": str(tmp_path / "run")}
+    assert load(flags={**source, "task": "instruct"}).data.template == str(tmp_path / "run" / "template.json")
+    assert load(flags={**source, "task": "classify"}).data.template == "alpaca"
 
 
 @pytest.mark.parametrize("source", ["runs/nowhere", "runs/nowhere@20"])

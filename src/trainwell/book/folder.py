@@ -19,7 +19,7 @@ from trainwell.book.model import GPTModel
 from trainwell.book.record import Record, Settings
 from trainwell.book.text import SAMPLE_TOKENS
 from trainwell.checkpoint.layout import saved_steps
-from trainwell.config.load import load
+from trainwell.config.load import load_recorded
 from trainwell.data.batches import Examples
 from trainwell.errors import ConfigError
 from trainwell.evaluate import Evaluation
@@ -226,7 +226,7 @@ def _flags(
     path: Path, trainer: Trainer, settings: Settings, keys: Mapping[str, Any], batch_size: int
 ) -> dict[str, Any]:
     """The keys that differ from the recipe `book`. The seed is the one that torch was last seeded with."""
-    seed = load(None, file=RunDir(path).config_yaml).seed if is_run(path) else torch.initial_seed() % 2**63
+    seed = load_recorded(RunDir(path).config_yaml).seed if is_run(path) else torch.initial_seed() % 2**63
     optim = keys["optim"]
     if isinstance(trainer.optimizer, torch.optim.AdamW):
         group = trainer.optimizer.param_groups[0]

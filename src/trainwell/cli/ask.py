@@ -3,12 +3,14 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainwell.answers import answer, label_of
 from trainwell.cli.output import wrote
-from trainwell.data.records import Message, Record, field_text, messages_of, read_records
+from trainwell.data.classify import text_of
+from trainwell.data.records import Message, Record, messages_of, read_records
 from trainwell.data.templates import Template
 from trainwell.data.tokenizer import Tokenizer
 from trainwell.errors import ConfigError, DataError, StorageError
@@ -16,7 +18,6 @@ from trainwell.run import Run
 from trainwell.runs.console import safe
 
 _NEW = "/new"
-_FORM = "A text to label needs the field text."
 
 
 def chat(run: Run, how: Mapping[str, Any]) -> None:
@@ -56,7 +57,7 @@ def answer_file(run: Run, questions: Path, output: Path | None, how: Mapping[str
     """
     if output is not None and output.exists():
         raise ConfigError(f"--output {output}: it exists; name a new file, or remove it")
-    records = read_records(str(questions)).records
+    records = read_records(str(questions), "--file").records
     rows = _labelled(run, records) if run.labels else _answered(run, records, how)
     if output is None:
         for row in rows:
@@ -73,6 +74,9 @@ def answer_file(run: Run, questions: Path, output: Path | None, how: Mapping[str
 def _answered(run: Run, records: Iterable[Record], how: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     tokenizer, template = _asked(run)
     asked = [(record, messages_of(record.fields, record.where, answered=False)) for record in records]
+    for record, messages in asked:
+        with _said_where(record):
+            template.ids(messages, tokenizer)
 
     def said(messages: Sequence[Message]) -> str:
         ids = answer(run.model, tokenizer, template, messages, context=run.plan.seq_len, **how)
@@ -82,11 +86,26 @@ def _answered(run: Run, records: Iterable[Record], how: Mapping[str, Any]) -> It
 
 
 def _labelled(run: Run, records: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    texts = [(record, field_text(record.fields, "text", record.where, _FORM)) for record in records]
+    texts = [(record, text_of(record)) for record in records]
     for record, text in texts:
-        if not text.strip():
-            raise DataError(f"{record.where}: text is empty; remove the record, or give it a text")
+        with _said_where(record):
+            _tokenizer(run).encode(text)
     return ({**record.fields, **_likeliest(run, text)} for record, text in texts)
+
+
+@contextmanager
+def _said_where(record: Record) -> Iterator[None]:
+    """Name the line of what cannot be tokenised."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{record.where}: {error}") from error
+
+
+def _tokenizer(run: Run) -> Tokenizer:
+    if run.tokenizer is None:
+        raise ConfigError(f"{run.run_dir.path} was trained on ids given in Python, so there is no tokenizer for a text")
+    return run.tokenizer
 
 
 def _likeliest(run: Run, text: str) -> dict[str, Any]:
@@ -110,13 +129,13 @@ def label(run: Run, text: str) -> None:
 
 
 def _probabilities(run: Run, text: str) -> Mapping[str, float]:
-    tokenizer = run.tokenizer
-    assert tokenizer is not None, "a run with labels has a tokenizer"
-    return label_of(run.model, tokenizer, text, run.labels, context=run.plan.seq_len)
+    return label_of(run.model, _tokenizer(run), text, run.labels, context=run.plan.seq_len)
 
 
 def _asked(run: Run) -> tuple[Tokenizer, Template]:
     """What turns questions into ids; ConfigError for a run that was not trained to answer."""
+    if run.labels:
+        raise ConfigError(f"{run.run_dir.path} gives labels and answers nothing; use --label TEXT or --file FILE")
     if run.tokenizer is None or run.template is None:
         raise ConfigError(
             f"{run.run_dir.path} was trained with task {run.config.task} and not to answer questions; continue its "

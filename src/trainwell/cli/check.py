@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 from trainwell.cli import parts
 from trainwell.cli.flags import with_config_flags
 from trainwell.cli.output import print_json, print_rich
-from trainwell.cli.plans import plan_of
+from trainwell.cli.plans import Planned, plan_of
 from trainwell.config.load import load
 from trainwell.errors import CheckError, ConfigError
 from trainwell.planning.describe import batch_line
@@ -67,7 +67,7 @@ def check(
         return
     if limit is not None:
         raise ConfigError(f"--limit {limit} is for --tasks, and there are none")
-    path, plan, unknown = _plan(target, config, flags)
+    path, (plan, unknown, notes) = _plan(target, config, flags)
     found = findings(plan)
     warnings = [finding.name for finding in found if finding.level == "warning"]
     if json:
@@ -86,13 +86,13 @@ def check(
     else:
         from rich.console import Group
 
-        print_rich(Group(*_shown(path, plan, found, unknown)))
+        print_rich(Group(*_shown(path, plan, found, [*notes, *([unknown] if unknown else [])])))
     if strict and warnings:
         raise CheckError(f"{path} has {_count(len(warnings), 'warning')}: {', '.join(warnings)}")
 
 
-def _plan(target: str, file: Path | None, flags: Mapping[str, object]) -> tuple[str, Plan, str]:
-    """The target without its step, its plan, and why the text could not be counted."""
+def _plan(target: str, file: Path | None, flags: Mapping[str, object]) -> tuple[str, Planned]:
+    """The target without its step, and its plan with what else is to be said of its data."""
     path, step = parse_target(target)
     if step is not None:
         raise ConfigError(
@@ -100,13 +100,13 @@ def _plan(target: str, file: Path | None, flags: Mapping[str, object]) -> tuple[
             f"or see that step with `trainwell show {target}`"
         )
     if not is_run(Path(path)):
-        return path, *plan_of(load(path, file=file, flags=flags))
+        return path, plan_of(load(path, file=file, flags=flags))
     if file is not None or flags:
         raise ConfigError(f"{path} is a run and is checked as it is; --config and config keys change a recipe")
-    return path, load_run(Path(path)).planned(), ""
+    return path, Planned(load_run(Path(path)).planned())
 
 
-def _shown(path: str, plan: Plan, found: Sequence[Finding], unknown: str) -> "list[RenderableType]":
+def _shown(path: str, plan: Plan, found: Sequence[Finding], said: Sequence[str]) -> "list[RenderableType]":
     from rich.text import Text
 
     tokens, passes = short_count(plan.batch.tokens_before(plan.num_steps)), plan.epoch(plan.num_steps)
@@ -126,8 +126,7 @@ def _shown(path: str, plan: Plan, found: Sequence[Finding], unknown: str) -> "li
         )
     if plan.info is None:
         lines.append(Text(f"not checked, because the text is not known: {_NEED_TEXT}", _FAINT))
-    if unknown:
-        lines.append(Text(safe(unknown), _FAINT))
+    lines += [Text(safe(line), _FAINT) for line in said]
     return lines
 
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from trainwell.cli.flags import with_config_flags
 from trainwell.cli.output import print_json, print_rich, wrote
 from trainwell.cli.plans import plan_of
-from trainwell.config.load import Recipe, load, read_recipe, recipe_names
+from trainwell.config.load import Recipe, load, load_recorded, read_recipe, recipe_names
 from trainwell.config.render import to_yaml
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, DataError
@@ -49,7 +49,7 @@ def show(
         raise ConfigError(f"{path} is a run and is shown as it is; --config and config keys change a recipe")
     if picture and (step is not None or yaml or code):
         raise ConfigError("--png and --svg draw a whole schedule; leave out @STEP, --yaml and --code")
-    settings = load(None, file=RunDir(Path(path)).config_yaml) if found else load(path, file=config, flags=flags)
+    settings = load_recorded(RunDir(Path(path)).config_yaml) if found else load(path, file=config, flags=flags)
     if picture:
         _draw(path, settings, found, {"png": png, "svg": svg})
     if yaml:
@@ -81,7 +81,7 @@ def _draw(path: str, config: RunConfig, found: bool, files: Mapping[str, Path | 
         rows = [row for row in run.train if row.get("train/lr") is not None]
         recorded = ([row["step"] for row in rows], [row["train/lr"] for row in rows]) if rows else None
     else:
-        plan, _ = plan_of(config)
+        plan = plan_of(config).plan
     save_as(draw_plan(plan, RunDir(Path(path)).name if found else config.name, recorded), files)
 
 
@@ -101,7 +101,7 @@ def _show_run(path: Path, step: Step | None, json: bool) -> None:
 
 
 def _show_recipe(name: str, config: RunConfig, step: Step | None, json: bool) -> None:
-    plan, missing = plan_of(config)
+    plan, missing, notes = plan_of(config)
     if isinstance(step, str):
         raise ConfigError(f"{name}@{step}: only a run has a {step} step; write {name}@1200")
     if step is not None:
@@ -117,6 +117,8 @@ def _show_recipe(name: str, config: RunConfig, step: Step | None, json: bool) ->
         print_rich(show_recipe(plan, recipe))
         if missing:
             print_rich(safe(f"\ncounted without the text: {missing}"))
+        for note in notes:
+            print_rich(safe(f"\n{note}"))
 
 
 def _show_step(

@@ -112,9 +112,11 @@ def _print_summary(start: Start, store: Store | None) -> None:
         sys.stdout.write(f"{error}\n")
         return
     assert plan.vocab_size is not None, "prepared data has a vocabulary"
-    labels = len(store.labels) or None if isinstance(store, ExampleStore) else None
+    examples = store if isinstance(store, ExampleStore) else None
+    labels = None if examples is None else len(examples.labels) or None
     parameters = count_parameters(start.config.model, plan.vocab_size, plan.seq_len, num_labels=labels)
-    lines = [*summary(plan, parameters.total), f"folder: {start.run_dir.path} (nothing was written)"]
+    notes = () if examples is None else examples.notes
+    lines = [*summary(plan, parameters.total), *notes, f"folder: {start.run_dir.path} (nothing was written)"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -110,6 +110,11 @@ def load(
     return _validated(layers, record)
 
 
+def load_recorded(file: Path, *, flags: Mapping[str, object] | None = None, source: str = "command line") -> RunConfig:
+    """Read the config.yaml of a run, which says all there is to say, with `flags` above it; see `load`."""
+    return load(None, file=file, flags=flags, source=source, record=file)
+
+
 @dataclass
 class _Layer:
     """What one source says, by dotted key, and the mistakes in how it says it."""
@@ -231,15 +236,15 @@ def _validated(layers: list[_Layer], record: Path | None) -> RunConfig:
 
 
 def _with_weights(layers: list[_Layer], record: Path | None) -> list[_Layer]:
-    """Put what the weights of `init_from` say above the recipe, unless all of it is said above that again."""
+    """Put what the weights of `init_from` say above the recipe; a run's own record has it all."""
     source = next((layer.values["init_from"] for layer in reversed(layers) if "init_from" in layer.values), None)
-    shape = {name for name in by_name() if name.startswith("model.")}
-    if not isinstance(source, str) or any(shape <= layer.values.keys() for layer in layers[1:]):
+    if not isinstance(source, str) or layers[1].name == f"file {record}":
         return layers
     task = next((layer.values["task"] for layer in reversed(layers) if "task" in layer.values), "pretrain")
     said = keys_of_weights(source, record)
-    if task != "classify":
-        said.pop("data.labels", None)
+    for key, of_task in (("data.labels", "classify"), ("data.template", "instruct")):
+        if task != of_task:
+            said.pop(key, None)
     return [layers[0], _Layer(f"weights {source}", said).read(), *layers[1:]]
 
 

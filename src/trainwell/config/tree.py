@@ -154,7 +154,7 @@ class OptimConfig(Section):
     clip_from: Literal["warmup"] | Duration = Duration.parse(0)
     """First step that is clipped, or warmup: clip from the end of the warmup."""
     train: Literal["all", "last-block"] = "all"
-    """Which weights learn: all; or the last block, the last norm and the head, as in the book's chapter 6."""
+    """Which weights learn: all; or the last block, the last norm and the head with what is tied to it (chapter 6)."""
 
 
 class ScheduleConfig(Section):

@@ -9,9 +9,9 @@ from typing import Any
 from trainwell.config.syntax import read_config_file
 from trainwell.errors import ConfigError
 
-_OF_DATA = ("tokenizer", "seq_len", "labels")
-_BY_NAME = ("bytes", "gpt2")
-"""Tokenizers that are the same everywhere."""
+_OF_DATA = ("tokenizer", "seq_len", "template", "labels")
+_BY_NAME = {"data.tokenizer": ("bytes", "gpt2"), "data.template": ("alpaca", "phi3")}
+"""Tokenizers and templates that are the same everywhere; of others the run has a copy."""
 
 
 def keys_of_weights(source: str, record: Path | None = None) -> dict[str, object]:
@@ -44,8 +44,9 @@ def _folder(source: str) -> Path:
 
 def _of_run(folder: Path, said: dict[str, Any]) -> dict[str, object]:
     keys = _on_record(said)
-    if keys.get("data.tokenizer") not in _BY_NAME:
-        keys["data.tokenizer"] = str(folder / "tokenizer.json")
+    for key, everywhere in _BY_NAME.items():
+        if key in keys and keys[key] not in everywhere:
+            keys[key] = str(folder / f"{key.removeprefix('data.')}.json")
     return keys
 
 

@@ -48,7 +48,7 @@ def prepare_classify(data: ClassifySettings, *, tokenizer: Tokenizer | None = No
     """
     named = None if data.labels is None else parse_labels(data.labels)
     file = read_records(path_of(data, "classify"))
-    texts = [_text_of(record) for record in file.records]
+    texts = [text_of(record) for record in file.records]
     given = [_label_of(record) for record in file.records]
     labels = named or _sorted(set(given))
     _check_labels(file.path, file.records, given, labels)
@@ -87,7 +87,8 @@ def labels_text(labels: Sequence[str]) -> str:
     return ",".join(labels)
 
 
-def _text_of(record: Record) -> str:
+def text_of(record: Record) -> str:
+    """The text of a record; DataError, with its line, where there is none."""
     name = _field(record, "text")
     text = field_text(record.fields, name, record.where, _FORM)
     if not text.strip():

@@ -24,7 +24,7 @@ from trainwell.data.examples import (
     store,
 )
 from trainwell.data.records import Message, Record, content_of, messages_of, read_records
-from trainwell.data.templates import Template, load_template, text_template
+from trainwell.data.templates import Template, TextTemplate, load_template, named_template
 from trainwell.data.tokenizer import Tokenizer, load_tokenizer
 from trainwell.errors import DataError
 
@@ -57,7 +57,7 @@ def prepare_instruct(data: InstructSettings, *, tokenizer: Tokenizer | None = No
     Raises DataError, with the line, for a record that cannot be used, and ConfigError for a template or tokenizer.
     """
     if data.template != "tokenizer":
-        text_template(data.template)  # a mistake in the settings is told before one in the data
+        named_template(data.template)  # a mistake in the settings is told before one in the data
     file = read_records(path_of(data, "instruct"))
     conversations = [messages_of(record.fields, record.where) for record in file.records]
     if tokenizer is None:
@@ -87,9 +87,9 @@ def _alphabet(data: InstructSettings, conversations: Sequence[Sequence[Message]]
     if data.tokenizer != "chars":
         return []
     said = [content_of(message) for messages in conversations for message in messages]
-    if data.template == "tokenizer":
+    template = None if data.template == "tokenizer" else named_template(data.template)
+    if not isinstance(template, TextTemplate):
         return said
-    template = text_template(data.template)
     return [template.prompt, template.without_input, template.between, template.system, *said]
 
 

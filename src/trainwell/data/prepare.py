@@ -89,6 +89,8 @@ class TokenStore:
     train: Tokens
     val: Tokens
     tokenizer: Tokenizer
+    notes: tuple[str, ...] = ()
+    """Nothing becomes of a single text."""
 
 
 def prepare(data: DataSettings, *, cache: Path | None = None, download: bool = False) -> TokenStore:

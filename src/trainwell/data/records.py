@@ -55,13 +55,13 @@ class RecordFile:
     records: tuple[Record, ...]
 
 
-def read_records(path: str) -> RecordFile:
-    """Read the file `path`: .json (an array of objects), .jsonl (an object a line) or .csv (with a header).
+def read_records(path: str, setting: str = "data.path") -> RecordFile:
+    """Read the file `path`, given by `setting`: .json (an array of objects), .jsonl (one a line) or .csv (with header).
 
     A byte order mark, CRLF and blank lines are no mistakes. Raises DataError, with the line, for anything that is.
     """
     file = Path(path).expanduser()
-    read = _reader(path, file)
+    read = _reader(path, file, setting)
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -75,17 +75,17 @@ def read_records(path: str) -> RecordFile:
     return RecordFile(path, hashlib.sha256(raw).hexdigest(), records)
 
 
-def _reader(path: str, file: Path) -> Callable[[str, str], Iterator[Record]]:
+def _reader(path: str, file: Path, setting: str) -> Callable[[str, str], Iterator[Record]]:
     if file.is_dir():
-        raise DataError(f"data.path: {path} is a folder. A task is read from one file: .json, .jsonl or .csv.")
+        raise DataError(f"{setting}: {path} is a folder. A task is read from one file: .json, .jsonl or .csv.")
     if not file.is_file():
         raise DataError(
-            f"data.path: {path} does not exist (looked in {Path.cwd()}). Give a .json, .jsonl or .csv file."
+            f"{setting}: {path} does not exist (looked in {Path.cwd()}). Give a .json, .jsonl or .csv file."
         )
     read = _READERS.get(file.suffix.lower())
     if read is None:
         raise DataError(
-            f"data.path: {path} ends in {file.suffix or 'no suffix'}. Allowed: .json (an array of objects), .jsonl (an "
+            f"{setting}: {path} ends in {file.suffix or 'no suffix'}. Allowed: .json (an array of objects), .jsonl (an "
             "object a line) and .csv (with a header). Rename the file, or convert it."
         )
     return read

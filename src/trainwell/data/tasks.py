@@ -8,7 +8,7 @@ from trainwell.data.instruct import prepare_instruct
 from trainwell.data.prepare import DataSettings, TokenStore, prepare
 
 Store = TokenStore | ExampleStore
-"""What `open_data` gives; both have `info`, `train`, `val` and `tokenizer`."""
+"""What `open_data` gives; both have `info`, `train`, `val`, `tokenizer` and `notes`."""
 
 
 class TaskSettings(DataSettings, Protocol):

@@ -55,18 +55,18 @@ def load_template(name: str, tokenizer: Tokenizer) -> Template:
 
     Raises ConfigError for a template that cannot be used, with this tokenizer or at all.
     """
-    template = chat_template(tokenizer) if name == "tokenizer" else text_template(name)
+    template = chat_template(tokenizer) if name == "tokenizer" else named_template(name)
     template.end_of_answer(tokenizer)
     return template
 
 
-def text_template(name: str) -> "TextTemplate":
-    """Make a template that needs no tokenizer: alpaca, phi3, or the path of the user's; see `load_template`."""
+def named_template(name: str) -> Template:
+    """Make a template that needs no tokenizer: alpaca, phi3, a path of the user's or of a run's own template.json."""
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     path = Path(name).expanduser()
     if path.is_file():
-        return _read(name, path)
+        return _saved(path) if path.suffix == ".json" else _read(name, path)
     if path.suffix or path.name != name:
         raise ConfigError(f"data.template: there is no file {name} (looked in {Path.cwd()}).")
     near = difflib.get_close_matches(name, TEMPLATES, n=1)
@@ -75,6 +75,17 @@ def text_template(name: str) -> "TextTemplate":
         f"data.template: there is no template {name!r}.{hint} Allowed: {', '.join(TEMPLATES)}, or the path of a text "
         "file with {instruction} and {output}."
     )
+
+
+def _saved(path: Path) -> Template:
+    """Open the template that a run has kept."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data.template: {path} cannot be read ({error}).") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"data.template: {path} is no template of a run; give a text file, or a run's template.json.")
+    return template_of(state)
 
 
 def template_of(state: Mapping[str, str]) -> Template:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear, log_softmax
 
+from trainwell.errors import ConfigError
+
 _IGNORED = -100
 
 
@@ -68,6 +70,11 @@ def label_loss(labels: Sequence[str]) -> Loss:
 
     def loss(model: nn.Module, batch: Tokens) -> tuple[Tensor, Parts]:
         logits = _logits(model, batch)
+        if logits.shape[-1] < len(labels):
+            raise ConfigError(
+                f"the model gives {logits.shape[-1]} numbers for a token, and there are {len(labels)} labels; give one "
+                "with as many outputs as labels"
+            )
         right = logits.detach().argmax(dim=2) == batch.targets
         parts = {"accuracy": right.sum().float()}
         for number, name in enumerate([] if model.training else labels):

@@ -123,7 +123,7 @@ def _horizon_and_data(plan: Plan) -> Iterator[Finding]:
 
 def _passes(plan: Plan) -> Iterator[Finding]:
     passes = plan.epoch(plan.num_steps)
-    if passes is None or passes <= _GOOD_PASSES:
+    if passes is None or passes <= _GOOD_PASSES + (plan.epoch(1) or 0):  # four epochs, in whole steps, are a bit more
         return
     yield Finding(
         name="many-passes",
@@ -166,7 +166,7 @@ def _data(plan: Plan) -> Iterator[Finding]:
         yield Finding(
             name="about-the-text",
             level="note",
-            key="data.corpus",
+            key="data.corpus" if plan.config.task == "pretrain" else "data.path",
             what=info.note,
             where="the whole run",
             why="it bears on what the validation loss means",

@@ -70,9 +70,10 @@ def memory(
     outputs = vocab_size if num_labels is None else num_labels
     head, layers, trained = outputs * model.width, model.num_layers, count.total
     if config.optim.train == "last-block":
-        layers = 1
+        tied = model.tie_head and num_labels is None  # the head is the embedding, so all blocks pass gradients on
+        layers = model.num_layers if tied else 1
         trained = count.block_matrices + count.block_vectors + count.final_norm + head
-    hidden = layers * count.block_matrices
+    hidden = (1 if config.optim.train == "last-block" else layers) * count.block_matrices
     tokens = micro_batch * seq_len
     return MemoryEstimate(
         parameters=_FLOAT * count.total,

@@ -53,7 +53,7 @@ def find_start(
             raise ConfigError(
                 f"--run {run}: {path} is a run and continues in its own folder; to branch from it write {path}@last"
             )
-        return Start(_continued(old, load.load(None, file=old.config_yaml, flags=flags, source=source)), old)
+        return Start(_continued(old, load.load_recorded(old.config_yaml, flags=flags, source=source)), old)
     if step is not None:
         raise ConfigError(f"{target}: there is no run in {path}; a step is named as runs/NAME@1200, @best or @last")
     record = RunDir(run).config_yaml if run is not None and is_run(run) else None
@@ -106,16 +106,34 @@ def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path |
     number = find_step(source, step)
     if run is None:
         raise ConfigError(f"{source.path}@{number}: a branch needs a folder of its own; name it with --run NEW")
-    config = load.load(None, file=source.config_yaml, flags={"name": run.name, **flags})
+    recorded = load.load_recorded(source.config_yaml)
+    config = load.load_recorded(source.config_yaml, flags={"name": run.name, **flags})
+    _refuse_another_model(source, number, recorded, config)
     if is_run(run):
         return Start(_continued(RunDir(run), config), RunDir(run), (source, number))
     _refuse_foreign(RunDir(run))
     return Start(config, RunDir(run), (source, number))
 
 
+def _refuse_another_model(source: RunDir, step: int, recorded: RunConfig, wanted: RunConfig) -> None:
+    """Raise ConfigError for a branch that would not go on with the weights and the optimizer of its source."""
+    for key, then, now in (
+        ("task", recorded.task, wanted.task),
+        ("optim.train", recorded.optim.train, wanted.optim.train),
+        ("init_from", recorded.init_from, wanted.init_from),
+    ):
+        if then != now:
+            raise ConfigError(
+                f"{key}: {source.path} was trained with {then or 'null'}, and a branch goes on with its weights and "
+                f"its optimizer; to start {now or 'anew'} from its weights alone: "
+                f"trainwell train {wanted.task if wanted.task != 'pretrain' else 'RECIPE'} "
+                f"--init-from {source.path}@{step} --run NEW"
+            )
+
+
 def _continued(run: RunDir, wanted: RunConfig, decided: tuple[str, ...] = ()) -> RunConfig:
     """The configuration a run continues with: its own, and `wanted` where a key is free; other changes are refused."""
-    recorded = load.load(None, file=run.config_yaml)
+    recorded = load.load_recorded(run.config_yaml)
     old, new = flat(recorded), flat(wanted)
     if wanted.micro_batch != "auto":
         new["micro_batch"] = min(wanted.micro_batch, checks.sequences(recorded))  # at most, it says
@@ -138,7 +156,7 @@ def _continued(run: RunDir, wanted: RunConfig, decided: tuple[str, ...] = ()) ->
             f"trainwell train {run.path}@last --run NEW"
         )
     kept = {key: old[key] for key in old if not key.startswith(free)}
-    return load.load(None, file=run.config_yaml, flags={**{key: new[key] for key in new if key not in kept}})
+    return load.load_recorded(run.config_yaml, flags={key: new[key] for key in new if key not in kept})
 
 
 def _left_open(key: str, value: Any) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwell.checkpoint.layout import saved_steps
-from trainwell.config.load import load
+from trainwell.config.load import load_recorded
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
 from trainwell.planning.resolve import Plan, resolve
@@ -86,7 +86,7 @@ def load_run(path: Path) -> RunData:
             f"{path} is not a run: it has no config.yaml; `trainwell show` takes a recipe or a run's folder"
         )
     folder = RunDir(path)
-    config = load(None, file=folder.config_yaml)
+    config = load_recorded(folder.config_yaml)
     env = _read_json(folder.env_json)
     records = MetricsFile(folder.metrics_jsonl).read()
     return RunData(
