@@ -90,6 +90,11 @@ def load_weights(model: nn.Module, source: str, *, labels: Sequence[str] = ()) -
     run = RunDir(Path(name))
     state, _ = CheckpointStore(run.checkpoints).load(find_step(run, "last" if step is None else step))
     theirs = load_recorded(run.config_yaml).data.labels
+    if theirs is not None and not labels:
+        raise ConfigError(
+            f"init_from: {source} gives labels ({theirs}) and no next token; start from the run it began with, or "
+            "train it further with task classify"
+        )
     new_head = bool(labels) and (theirs is None or parse_labels(theirs) != tuple(labels))
     _load(model, _fitted(state["trainer"]["model"], model.state_dict(), new_head=new_head), source)
 

@@ -305,7 +305,7 @@ class Run:
             context=self.plan.seq_len,
             autocast=self.settings.autocast,
         )
-        asked = {"hellaswag": score.accuracy_norm, "hellaswag/by sum": score.accuracy}
+        asked = {"hellaswag": score.accuracy_norm, "hellaswag/sum": score.accuracy}
         return replace(found, parts={**found.parts, **asked})
 
     def record(self, evaluation: Evaluation) -> None:

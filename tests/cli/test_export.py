@@ -134,7 +134,7 @@ def from_folder(flags: list[str]) -> list[str]:
 def test_training_goes_on_from_a_folder_that_transformers_saved(
     command: Command, llama_folder: Path, tiny_flags: Callable[..., list[str]]
 ) -> None:
-    flags = from_folder(tiny_flags(init_from=str(llama_folder), duration="4"))
+    flags = from_folder(tiny_flags(init_from=str(llama_folder), duration="4", data__tokenizer="bytes"))
     done = command("train", "demo", "--run", "runs/more", *flags)
     assert (done.code, done.err) == (0, "")
     assert "wrote out" in said(command, "runs/more", "--out", "out")
@@ -148,7 +148,13 @@ def test_training_goes_on_from_a_folder_that_transformers_saved(
 def test_a_folder_that_cannot_be_read_is_a_message(
     refused: Refused, llama_folder: Path, tiny_flags: Callable[..., list[str]]
 ) -> None:
-    train = ["train", "demo", "--run", "runs/more", *from_folder(tiny_flags(init_from=str(llama_folder)))]
+    train = [
+        "train",
+        "demo",
+        "--run",
+        "runs/more",
+        *from_folder(tiny_flags(init_from=str(llama_folder), data__tokenizer="bytes")),
+    ]
     shard = min(llama_folder.glob("*.safetensors"))
     shard.write_bytes(b"\xff" * 64)
     assert f"{shard} cannot be read" in refused(65, *train)

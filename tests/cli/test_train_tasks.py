@@ -156,13 +156,24 @@ def test_weights_that_cannot_be_read_are_one_message(
 ) -> None:
     write_folder(Path("weights"), **changes)
     (Path("weights") / file).write_bytes(content)
-    flags = from_folder(tiny_flags(init_from="weights"))
+    flags = from_folder(tiny_flags(init_from="weights", data__tokenizer="bytes"))
     said = refused(code, "train", "demo", "--run", "runs/x", *flags)
     assert message in said
     assert not Path("runs").exists()
 
 
+def test_weights_without_their_tokenizer_are_not_read_with_another(
+    refused: Refused, tiny_flags: Flags, own_folders: Path
+) -> None:
+    write_folder(Path("weights"))
+    said = refused(65, "train", "demo", *from_folder(tiny_flags(init_from="weights")))
+    assert "data.tokenizer: there is no file weights/tokenizer.json" in said
+    assert "for weights the one they were trained with" in said
+
+
 def test_a_folder_with_one_tensor_too_few_names_it(refused: Refused, tiny_flags: Flags, own_folders: Path) -> None:
     write_folder(Path("weights"))
     save_file({"model.embed_tokens.weight": torch.zeros(257, 16)}, Path("weights/model.safetensors"))
-    assert "norm.weight" in refused(2, "train", "demo", *from_folder(tiny_flags(init_from="weights")))
+    assert "norm.weight" in refused(
+        2, "train", "demo", *from_folder(tiny_flags(init_from="weights", data__tokenizer="bytes"))
+    )

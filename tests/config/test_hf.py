@@ -126,9 +126,10 @@ def test_a_long_context_is_not_forced_on_anybody(folder: Folder) -> None:
     assert model_keys(folder(LLAMA, max_position_embeddings=512))["data.seq_len"] == 512
 
 
-def test_the_tokenizer_of_the_folder_is_taken_where_there_is_one(folder: Folder) -> None:
-    assert "data.tokenizer" not in model_keys(folder(LLAMA))
-    assert "data.tokenizer" not in model_keys(folder(GPT2, vocab_size=50304))
+def test_the_tokenizer_is_the_folders_own_even_where_it_has_none_but_for_gpt2s(folder: Folder) -> None:
+    assert model_keys(folder(LLAMA))["data.tokenizer"] == str(folder(LLAMA) / "tokenizer.json")
+    assert model_keys(folder(GPT2, vocab_size=50304))["data.tokenizer"] == str(folder(GPT2) / "tokenizer.json")
+    assert model_keys(folder(GPT2))["data.tokenizer"] == "gpt2"
     (folder(GPT2) / "tokenizer.json").write_text("{}")
     assert model_keys(folder(GPT2))["data.tokenizer"] == str(folder(GPT2) / "tokenizer.json")
 

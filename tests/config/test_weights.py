@@ -117,5 +117,5 @@ def test_weights_that_are_not_there_are_a_mistake_that_says_what_may_be_given(so
 
 
 def test_a_folder_that_is_neither_run_nor_model_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the folder holds neither; give a run"):
+    with pytest.raises(ConfigError, match=r"the folder has neither config\.yaml nor config\.json; give"):
         load(flags={"init_from": str(tmp_path)})

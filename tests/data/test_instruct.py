@@ -172,7 +172,10 @@ def test_an_empty_answer_is_learned_as_an_end_and_noted(prepared: Prepare) -> No
 
 
 def test_no_answer_at_all_within_the_rows_is_a_message(prepared: Prepare) -> None:
-    with pytest.raises(DataError, match=r"of none of its 30 examples is there an answer within data\.seq_len 4"):
+    with pytest.raises(
+        DataError,
+        match=r"no answer fits into data\.seq_len 4: with data\.template .* the prompts of all 30 examples are longer",
+    ):
         prepared(records(), seq_len=4)
 
 

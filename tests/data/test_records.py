@@ -222,3 +222,12 @@ def test_a_conversation_to_answer_ends_with_a_question() -> None:
 def test_a_quoted_value_is_short() -> None:
     assert shown("x" * 10_000) == repr("x" * 60 + "...")
     assert shown({"a": [1] * 1000}) == "an object of 1"
+
+
+def test_between_tabs_a_quote_is_a_character(tmp_path: Path) -> None:
+    file = tmp_path / "sms.tsv"
+    file.write_text('label\ttext\nham\tOk "lar, joking\nspam\tFree entry, "win"\n')
+    assert [record.fields for record in read_records(str(file)).records] == [
+        {"label": "ham", "text": 'Ok "lar, joking'},
+        {"label": "spam", "text": 'Free entry, "win"'},
+    ]

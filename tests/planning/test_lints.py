@@ -221,7 +221,21 @@ def test_every_kind_of_finding_is_among_those_provoked() -> None:
     source = Path(__file__).parents[2] / "src" / "trainwell" / "planning"
     text = (source / "lints.py").read_text() + (source / "rate_lints.py").read_text()
     written = {part.split('"')[0] for part in text.split('name="')[1:]}
-    assert written - {"about-the-text"} <= {name for name, *_ in PROVOKED}
+    assert written - {"about-the-text", *WITHOUT_A_LINE} <= {name for name, *_ in PROVOKED}
+
+
+WITHOUT_A_LINE: dict[str, tuple[str, Flags, str]] = {
+    "nothing-learned-before": ("warning", {"task": "classify"}, "task classify starts from random weights"),
+    "records-read-as-text": ("note", {"data.path": "mine.jsonl"}, "mine.jsonl is learned as it stands"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_LINE)
+def test_what_needs_more_than_a_line_is_said_too(plan_of: Any, name: str) -> None:
+    level, flags, words = WITHOUT_A_LINE[name]
+    (found,) = [each for each in findings(plan_of("demo", QUIET | flags, tokens=LONG_TEXT)) if each.name == name]
+    assert (found.level, found.change) == (level, "")
+    assert words in found.what
 
 
 def test_the_note_of_the_corpus_is_passed_on(plan_of: Any) -> None:

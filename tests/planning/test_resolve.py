@@ -94,7 +94,9 @@ def test_a_duration_in_minutes_waits_for_a_timing() -> None:
 def test_epochs_without_a_text_are_named(plan_of: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_of("book")
-    assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == ["duration", "sample.every"]
+    assert str(caught.value).startswith("duration: 15 epochs (and so sample.every) cannot be counted without the text")
+    with pytest.raises(ConfigError, match=r"cannot be counted without its examples; give them with data\.path FILE"):
+        plan_of("instruct")
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,9 @@ def test_the_rows_of_a_task_are_those_that_training_reads(planned: PlanOf, own_f
     assert len(shown.indices) == 4
     for window, index in zip(shown.windows, shown.indices, strict=False):
         inputs, _, _ = store.train.gather(np.array([index]))  # type: ignore[union-attr]
-        assert re.fullmatch(r"Q Say (\d+) A \1", window.text)
-        assert store.tokenizer.decode(inputs[0].tolist()).startswith(window.text)
+        assert re.fullmatch(r"Q Say (\d+) A »\1<\|endoftext\|>«", window.text), "what is learned is marked"
+        read = re.sub("[»«]", "", window.text).removesuffix("<|endoftext|>")
+        assert store.tokenizer.decode(inputs[0].tolist()).startswith(read)
         assert (window.sources, window.place) == (("q.jsonl",), None)
 
 

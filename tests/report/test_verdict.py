@@ -107,6 +107,12 @@ def test_noise_does_not_turn_a_falling_curve_into_another_verdict(seed: int, noi
     assert judged([loss + dice.gauss(0, noise) for loss in FALLING]).kind == "learned"
 
 
+def test_a_short_run_whose_last_validation_is_its_best_has_not_diverged() -> None:
+    train = [{"step": step, "train/loss": loss} for step, loss in enumerate([2.9, 2.5, 3.4, 3.5, 3.6])]
+    val = [{"step": 0, "val/loss": 2.97}, {"step": 5, "val/loss": 2.81}]
+    assert judge(train, val).kind != "diverged"
+
+
 @given(losses=st.lists(st.floats()), checks=st.lists(st.floats()))
 def test_any_losses_get_a_verdict_of_one_line(losses: list[float], checks: list[float]) -> None:
     assert "\n" not in judged(losses, checks).text

@@ -118,7 +118,7 @@ def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None
             {"accuracy": 0.912, "accuracy/ham": 1.0, "accuracy/spam": float("nan")},
             " | accuracy: 91.2% (ham 100.0%, spam of none)",
         ),
-        ({"hellaswag": 0.25, "hellaswag/by sum": 0.3}, " | hellaswag: 25.0% (by sum 30.0%)"),
+        ({"hellaswag": 0.25, "hellaswag/sum": 0.3}, " | hellaswag: 25.0% (sum 30.0%)"),
     ],
 )
 def test_what_else_was_measured_ends_the_line_of_an_evaluation(parts: dict[str, float], line: str) -> None:

@@ -1,15 +1,16 @@
 """The questions of `trainwell sample` to a fine-tuned run: a chat, a file of questions, the label of a text."""
 
+import importlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from trainwell.answers import answer, label_of
 from trainwell.cli.output import wrote
-from trainwell.data.classify import text_of
+from trainwell.data.classify import label_in, text_of
 from trainwell.data.records import Message, Record, messages_of, read_records
 from trainwell.data.templates import Template
 from trainwell.data.tokenizer import Tokenizer
@@ -21,33 +22,59 @@ _NEW = "/new"
 
 
 def chat(run: Run, how: Mapping[str, Any]) -> None:
-    """Answer each line of standard input, knowing what was said before; /new forgets it, the end of input ends it."""
+    """Answer each line of standard input, knowing what was said before; /new forgets it, the end of input ends it.
+
+    At a terminal Ctrl-C cuts an answer short, and at the prompt it ends the chat.
+    """
     tokenizer, template = _asked(run)
     at_terminal = sys.stdin.isatty()
     if at_terminal:
-        print(f"{run.run_dir.path} at step {run.trainer.step:,}; {_NEW} starts anew, Ctrl-D ends")
+        print(
+            f"{run.run_dir.path} at step {run.trainer.step:,}; {_NEW} starts anew, Ctrl-C cuts an answer, Ctrl-D ends"
+        )
     messages: list[Message] = []
-    for question in _lines(at_terminal):
-        if question == _NEW:
+    for question in _typed() if at_terminal else sys.stdin:
+        if question.strip() == _NEW:
             messages = []
-            continue
-        messages.append({"role": "user", "content": question})
-        ids = answer(run.model, tokenizer, template, messages, context=run.plan.seq_len, **how)
-        said = stream(ids, tokenizer)
-        print(flush=True)
-        messages.append({"role": "assistant", "content": said})
+        elif question.strip():
+            messages.append({"role": "user", "content": question.strip()})
+            _note_cut(len(template.ids(messages[-1:], tokenizer)), run.plan.seq_len, "question")
+            ids = answer(run.model, tokenizer, template, messages, context=run.plan.seq_len, **how)
+            messages.append({"role": "assistant", "content": _said(ids, tokenizer, at_terminal)})
+            print(flush=True)
 
 
-def _lines(at_terminal: bool) -> Iterator[str]:
-    """Lines that say something, asked for where somebody sits."""
-    while True:
-        if at_terminal:
-            print("> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
+def _typed() -> Iterator[str]:
+    """Lines typed at a terminal, with history and arrow keys where Python has readline."""
+    with suppress(ImportError):
+        importlib.import_module("readline")
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield input("> ")
+    print()
+
+
+def _said(drawn: Iterator[int], tokenizer: Tokenizer, at_terminal: bool) -> str:
+    """Write an answer as it comes; at a terminal an interrupt ends it and not the chat."""
+    kept: list[int] = []
+
+    def keeping() -> Iterator[int]:
+        for token in drawn:
+            kept.append(token)
+            yield token
+
+    try:
+        return stream(keeping(), tokenizer)
+    except KeyboardInterrupt:
+        if not at_terminal:
+            raise
+        return tokenizer.decode(kept)
+
+
+def _note_cut(tokens: int, context: int, what: str) -> None:
+    """Say on standard error that not all of a text is read."""
+    if tokens > context:
+        sys.stderr.write(f"trainwell: the {what} has {tokens:,} tokens, of which {context:,} are read\n")
 
 
 def answer_file(run: Run, questions: Path, output: Path | None, how: Mapping[str, Any]) -> None:
@@ -55,20 +82,31 @@ def answer_file(run: Run, questions: Path, output: Path | None, how: Mapping[str
 
     JSON lines in `output`, or on standard output; every mistake in the file is found before the first answer.
     """
+    if output is not None and output.suffix.lower() not in {".jsonl", ".json", ""}:
+        raise ConfigError(f"--output {output}: JSON lines are written; name it {output.with_suffix('.jsonl')}")
     if output is not None and output.exists():
         raise ConfigError(f"--output {output}: it exists; name a new file, or remove it")
     records = read_records(str(questions), "--file").records
     rows = _labelled(run, records) if run.labels else _answered(run, records, how)
-    if output is None:
-        for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
-        return
+    right: list[bool] = []
     try:
-        with output.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        with nullcontext(sys.stdout) if output is None else output.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+                right += _comparison(row)
     except OSError as error:
         raise StorageError(f"--output {output} cannot be written: {error.strerror}") from error
     wrote(output)
+    if right:
+        sys.stderr.write(
+            f"right for {sum(right):,} of {len(right):,} texts with a label: {sum(right) / len(right):.1%}\n"
+        )
+
+
+def _comparison(row: Mapping[str, Any]) -> list[bool]:
+    """Whether a text that came with its label was given it; nothing for one without."""
+    known = [label_in(row[key]) for key in row if key.strip().lower() == "label"]
+    return [known[0] == row["predicted"]] if known and "predicted" in row else []
 
 
 def _answered(run: Run, records: Iterable[Record], how: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -122,6 +160,7 @@ def label(run: Run, text: str) -> None:
         )
     if not text.strip():
         raise ConfigError("--label: the text is empty; give at least one word")
+    _note_cut(len(_tokenizer(run).encode(text)), run.plan.seq_len, "text")
     found = _probabilities(run, text)
     print(safe(next(iter(found))))
     for name, probability in found.items():

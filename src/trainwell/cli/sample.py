@@ -90,6 +90,8 @@ def sample(
         raise ConfigError(f"{name} gives labels and writes no text; use --label TEXT or --file FILE")
     else:
         text = run.config.sample.prompt if prompt is None else sys.stdin.read() if prompt == "-" else prompt
+        if prompt is None and run.template is not None:
+            print(f"> {safe(text)}")
         _draw(run, text, tokens, count, how)
 
 

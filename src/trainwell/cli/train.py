@@ -18,12 +18,12 @@ from trainwell.cli.flags import with_config_flags
 from trainwell.config import checks
 from trainwell.data.examples import ExampleStore
 from trainwell.data.tasks import Store, open_data
-from trainwell.errors import CheckError, ConfigError, OutOfMemoryError, StoppedError
+from trainwell.errors import CheckError, ConfigError, DataError, OutOfMemoryError, StoppedError
 from trainwell.planning.lints import findings
 from trainwell.planning.model_size import count_parameters
 from trainwell.planning.resolve import NeedsTimingError, resolve
 from trainwell.planning.summary import summary
-from trainwell.planning.target import Start, find_start
+from trainwell.planning.target import Start, find_start, own_copies
 
 if TYPE_CHECKING:
     from trainwell.run import Run
@@ -77,7 +77,10 @@ def _checked_data(start: Start, *, download: bool) -> Store:
     problems = checks.training_problems(start.config)
     if problems:
         raise checks.error(problems)
-    store = open_data(start.config.task, start.config.data, download=download)
+    asked = start.config.eval.hellaswag
+    if asked is not None and not Path(asked).expanduser().is_file():
+        raise DataError(f"eval.hellaswag: there is no file {asked} (looked in {Path.cwd()})")
+    store = open_data(start.config.task, own_copies(start), download=download)
     with suppress(NeedsTimingError):  # a number of steps that is measured once the model stands
         resolve(start.config, store.info)
     return store

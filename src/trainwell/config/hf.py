@@ -209,9 +209,10 @@ def _norm_eps(said: _Said, kind: str) -> float:
 
 
 def _tokenizer_key(folder: Path, kind: str, vocab_size: int) -> dict[str, object]:
-    if (folder / "tokenizer.json").is_file():
-        return {"data.tokenizer": str(folder / "tokenizer.json")}
-    return {"data.tokenizer": "gpt2"} if kind == "gpt2" and vocab_size == _GPT2_VOCABULARY else {}
+    """The folder's own, even where it has none: the ids of another would mean something else, and nobody would see."""
+    if kind == "gpt2" and vocab_size == _GPT2_VOCABULARY and not (folder / "tokenizer.json").is_file():
+        return {"data.tokenizer": "gpt2"}
+    return {"data.tokenizer": str(folder / "tokenizer.json")}
 
 
 def _labels_key(said: _Said) -> dict[str, object]:

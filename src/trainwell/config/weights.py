@@ -29,7 +29,7 @@ def keys_of_weights(source: str, record: Path | None = None) -> dict[str, object
         from trainwell.config.hf import model_keys
 
         return model_keys(folder)
-    found = "holds neither" if folder.is_dir() else "is not there"
+    found = "has neither config.yaml nor config.json" if folder.is_dir() else "is not there"
     raise ConfigError(
         f"init_from: {source}: the folder {found}; give a run (runs/demo), a step of one (runs/demo@best), or a "
         "Hugging Face folder with config.json and safetensors"

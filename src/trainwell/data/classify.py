@@ -96,14 +96,16 @@ def text_of(record: Record) -> str:
     return text
 
 
+def label_in(value: object) -> str:
+    """The label that a field holds, as text: true and 1 of JSON are the labels true and 1."""
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
 def _label_of(record: Record) -> str:
-    """The label as text: true and 1 of JSON are the labels true and 1."""
     name = _field(record, "label")
     value: Any = record.fields.get(name)
-    if isinstance(value, bool):
-        return str(value).lower()
-    label = str(value) if isinstance(value, int | float) else field_text(record.fields, name, record.where, _FORM)
-    label = label.strip()
+    given = isinstance(value, int | float)
+    label = label_in(value if given else field_text(record.fields, name, record.where, _FORM))
     if not label or "," in label or "\n" in label:
         raise DataError(
             f"{record.where}: {name} is {shown(label)}. A label is a name or number without comma and line break."

@@ -67,8 +67,8 @@ def prepare_instruct(data: InstructSettings, *, tokenizer: Tokenizer | None = No
     examples = list(_examples(data, file.records, conversations, tokenizer, template, fates))
     if not examples:
         raise DataError(
-            f"{file.path}: of none of its {len(file.records):,} examples is there an answer within data.seq_len "
-            f"{data.seq_len:,}: the prompts alone are longer. Raise data.seq_len, or use a shorter data.template."
+            f"{file.path}: no answer fits into data.seq_len {data.seq_len:,}: with data.template {data.template} the "
+            f"prompts of all {len(file.records):,} examples are longer. Raise data.seq_len, or use a shorter template."
         )
     decided = sorted((key, value) for key, value in template.state().items() if key != "name")  # which may be a path
     return store(

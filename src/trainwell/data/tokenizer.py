@@ -82,7 +82,10 @@ def load_tokenizer(name: str, *, texts: Sequence[str] = ()) -> Tokenizer:
         content = path.read_bytes()
         return _open(path) if _OURS.match(content) else FileTokenizer(name, content)
     if path.suffix == ".json" or path.name != name:
-        raise DataError(f"data.tokenizer: there is no file {name} (looked in {Path.cwd()}).")
+        raise DataError(
+            f"data.tokenizer: there is no file {name} (looked in {Path.cwd()}). Give a tokenizer.json, for "
+            f"weights the one they were trained with; by name there are {', '.join(TOKENIZERS)}."
+        )
     near = difflib.get_close_matches(name, TOKENIZERS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigError(

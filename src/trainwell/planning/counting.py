@@ -4,7 +4,7 @@ Knows the configuration and how large steps are, and no schedule.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -32,13 +32,13 @@ class Lengths:
 
 @dataclass
 class Counter:
-    """Turns durations into steps, and keeps a line for each that cannot be."""
+    """Turns durations into steps, and keeps the keys of those that cannot be."""
 
     batch: BatchPlan
     num_windows: int
     seconds_per_step: float | None
     """Of a step with a full batch; None where nothing was timed."""
-    problems: list[str] = field(default_factory=list)
+    uncounted: list[str] = field(default_factory=list)
     untimed: bool = False
 
     def steps(
@@ -59,7 +59,7 @@ class Counter:
                 return length.amount / 100 * of
             case "epochs":
                 if not self.num_windows:
-                    self.problems.append(uncounted(key, length))
+                    self.uncounted.append(f"{key}: {length}")
                 return self.batch.position(length.amount * self.num_windows)
             case "minutes":
                 self.untimed = self.seconds_per_step is None
@@ -77,16 +77,21 @@ class Counter:
         return math.ceil(self.batch.position(Fraction(tokens, self.batch.seq_len)))
 
 
-def uncounted(key: str, length: Duration) -> str:
-    """Say that a length in epochs needs the text."""
-    return (
-        f"{key}: {length} cannot be counted without the text, which is not at hand; "
-        "name another with data.path or data.corpus, or give steps or tokens"
-    )
+def uncounted(lengths: Sequence[str], task: str) -> list[str]:
+    """Say that lengths in epochs, each "key: length", need the text; one line for all of them, or none."""
+    if not lengths:
+        return []
+    first, others = lengths[0], [length.partition(":")[0] for length in lengths[1:]]
+    too = f" (and so {', '.join(others)})" if others else ""
+    text = "the text, which is not at hand; name another with data.path or data.corpus"
+    examples = "its examples; give them with data.path FILE"
+    return [
+        f"{first}{too} cannot be counted without {text if task == 'pretrain' else examples}, or give steps or tokens"
+    ]
 
 
 def count_lengths(config: RunConfig, count: Counter) -> Lengths:
-    """Count every duration of the configuration; what cannot be counted is a line in `count.problems`."""
+    """Count every duration of the configuration; what cannot be counted is in `count.uncounted`."""
     num_steps = count.steps("duration", config.duration, epochs=math.ceil)
     plan = config.schedule
     horizon = num_steps

@@ -153,6 +153,8 @@ def explain_batch(plan: Plan, step: int) -> str:
 def batch_line(plan: Plan) -> str:
     """Say what a step takes: "32,768 tokens, climbing to 524,288 over the first 4B tokens (22,565 steps)"."""
     full, ramp = plan.batch.batch_size * plan.seq_len, plan.batch.ramp
+    if ramp is None and plan.config.task != "pretrain":
+        return f"{plan.batch.batch_size:,} rows of up to {plan.seq_len:,} tokens"
     if ramp is None:
         return f"{plan.batch.batch_size:,} x {plan.seq_len:,} = {full:,} tokens"
     how = "" if ramp.stages is None else f" in {ramp.stages} stages"

@@ -187,6 +187,30 @@ def _frozen(plan: Plan) -> Iterator[Finding]:
         )
 
 
+def _start(plan: Plan) -> Iterator[Finding]:
+    config = plan.config
+    if config.task != "pretrain" and config.init_from is None and config.optim.train == "all":
+        yield Finding(
+            name="nothing-learned-before",
+            level="warning",
+            key="init_from",
+            what=f"task {config.task} starts from random weights, which know no language",
+            where="step 0",
+            why="a few examples teach a task, not a language: start from a run of task pretrain, or from open weights",
+            change="",
+        )
+    if config.task == "pretrain" and str(config.data.path).lower().endswith((".jsonl", ".json", ".csv", ".tsv")):
+        yield Finding(
+            name="records-read-as-text",
+            level="note",
+            key="task",
+            what=f"{config.data.path} is learned as it stands, with its braces and commas",
+            where="the whole run",
+            why="tasks instruct and classify are for records: questions with answers, texts with labels",
+            change="",
+        )
+
+
 def _tokens_per_parameter(plan: Plan) -> Iterator[Finding]:
     if plan.vocab_size is None or plan.config.task != "pretrain":
         return
@@ -221,6 +245,7 @@ _LINTS = (
     rate_lints.peak,
     rate_lints.warmup,
     _frozen,
+    _start,
     _clipping,
     _horizon_and_data,
     _passes,

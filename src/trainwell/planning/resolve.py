@@ -95,13 +95,13 @@ def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_s
     stride = config.data.stride or config.data.seq_len
     num_windows = _windows(info.train_tokens, config.data.seq_len, stride) if info else 0
     if num_windows == 0 and config.batch_ramp.over is not None and config.batch_ramp.over.unit == "epochs":
-        problems.append(uncounted("batch_ramp.over", config.batch_ramp.over))
+        problems += uncounted([f"batch_ramp.over: {config.batch_ramp.over}"], config.task)
         raise checks.error(problems)
     batch = _batch_plan(config, batch_size, num_windows)
     count = Counter(batch, num_windows, seconds_per_step)
     lengths = count_lengths(config, count)
-    problems += count.problems
-    if not count.problems and not count.untimed:
+    problems += uncounted(count.uncounted, config.task)
+    if not count.uncounted and not count.untimed:
         problems += _length_problems(config, lengths)
     if problems:
         raise checks.error(problems)

@@ -8,11 +8,14 @@ from trainwell.runs.console import short_count
 
 def summary(plan: Plan, parameters: int) -> list[str]:
     """Size, length, data and schedule, one line each, then what is worth knowing about them."""
-    tokens = plan.batch.tokens_before(plan.num_steps)
+    tokens, config = plan.batch.tokens_before(plan.num_steps), plan.config
+    in_all, ratio = f", {short_count(tokens)} in all", f", {tokens / parameters:.3g} tokens per parameter"
+    if config.task != "pretrain":  # whose rows are not full
+        in_all = ratio = ""
     return [
-        f"{plan.config.name}: {parameters:,} parameters, {plan.num_steps:,} steps of {batch_line(plan)}, "
-        f"{short_count(tokens)} in all",
-        f"data: {_data(plan)}, {tokens / parameters:.3g} tokens per parameter",
+        f"{config.name}: {parameters:,} parameters, {plan.num_steps:,} steps of {batch_line(plan)}{in_all}",
+        *([] if config.init_from is None else [f"weights: those of {config.init_from} to begin with"]),
+        f"data: {_data(plan)}{ratio}",
         f"schedule: {schedule_line(plan)}",
         *(finding.line() for finding in findings(plan)),
     ]

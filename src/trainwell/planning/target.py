@@ -11,7 +11,7 @@ from typing import Any
 
 from trainwell.checkpoint.layout import saved_steps
 from trainwell.config import checks, load
-from trainwell.config.tree import RunConfig
+from trainwell.config.tree import DataConfig, RunConfig
 from trainwell.errors import ConfigError, StorageError
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir, Step, is_run, next_free, parse_target
@@ -78,6 +78,18 @@ def _refuse_foreign(directory: RunDir) -> None:
     path = directory.path
     if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
         raise ConfigError(f"--run {path}: it exists and holds no run; name a new or empty folder, or one of a run")
+
+
+def own_copies(start: Start) -> DataConfig:
+    """The data of a run, with its own copies of a template or tokenizer file that is gone."""
+    folders = [start.run_dir, *([] if start.parent is None else [start.parent[0]])]
+    data, found = start.config.data, {}
+    for key, name in (("template", "template.json"), ("tokenizer", "tokenizer.json")):
+        said = getattr(data, key)
+        copies = [folder.path / name for folder in folders if (folder.path / name).is_file()]
+        if Path(said).suffix and not Path(said).expanduser().is_file() and copies:
+            found[key] = str(copies[0])
+    return data.model_copy(update=found)
 
 
 def find_step(run: RunDir, step: Step) -> int:

@@ -7,8 +7,10 @@ never torch.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainwell.config import checks
 from trainwell.config.tree import RunConfig
@@ -35,8 +37,8 @@ class Window:
     """Its number among the windows of the training text."""
     epoch: int
     """The pass over the data it belongs to, from 0."""
-    first_token: int
-    """Place of its first token in the training part; it is as long as the plan's `seq_len`."""
+    first_token: int | None
+    """Place of its first token in the training part, of `seq_len` in all; None for a row of examples."""
     sources: tuple[str, ...]
     """The texts it reads, in order: a file, or the corpus."""
     place: int | None
@@ -80,19 +82,34 @@ def text_of_step(plan: Plan, step: int, *, most: int = 3) -> StepText:
 
 
 def _row(store: ExampleStore, example: int, index: int, epoch: int, plan: Plan) -> Window:
-    """Describe a row of examples: what is read up to its last target."""
+    """Describe a row of examples: what is read up to its last target, and of it what is learned."""
     inputs, targets = store.train[index]
-    end = int(np.flatnonzero(targets != _IGNORED)[-1]) + 1
     return Window(
         example=example,
         index=index,
         epoch=epoch,
-        first_token=index * plan.seq_len,
+        first_token=None,
         sources=(store.info.corpus,),
         place=None,
         unit="",
-        text=store.tokenizer.decode(inputs[:end].tolist()),
+        text=_labelled(store, inputs, targets) if store.labels else _marked(store, inputs, targets),
     )
+
+
+def _labelled(store: ExampleStore, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> str:
+    last = int(np.flatnonzero(targets != _IGNORED)[-1])
+    return f"[{store.labels[int(targets[last])]}] {store.tokenizer.decode(inputs[: last + 1].tolist())}"
+
+
+def _marked(store: ExampleStore, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> str:
+    """The text of a row with » and « around what is learned: that is what stands one place later as a target."""
+    learned = np.concatenate([[False], targets != _IGNORED])
+    ids = np.concatenate([inputs, targets[-1:]])[: int(np.flatnonzero(learned)[-1]) + 1]
+    borders = [0, *(np.flatnonzero(np.diff(learned[: len(ids)])) + 1).tolist(), len(ids)]
+    last = targets[len(ids) - 2]
+    ids[-1] = last  # of the last target nothing is read
+    pieces = [store.tokenizer.decode(ids[begin:end].tolist()) for begin, end in pairwise(borders)]
+    return "".join(f"»{piece}«" if learned[begin] else piece for piece, begin in zip(pieces, borders, strict=False))
 
 
 def _open(plan: Plan) -> Store:

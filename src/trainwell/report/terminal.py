@@ -128,7 +128,7 @@ def _text(plan: Plan, text: "StepText | str | None") -> Iterable[RenderableType]
 def _origin(window: "Window", plan: Plan) -> str:
     """Where a window is from: "example 960, epoch 0: window 3,071, tokens 393,088 to 393,215; python-docs from ..."."""
     first = window.first_token
-    tokens = f"tokens {first:,} to {first + plan.seq_len - 1:,}; " if plan.config.task == "pretrain" else ""
+    tokens = "" if first is None else f"tokens {first:,} to {first + plan.seq_len - 1:,}; "
     start = "" if window.place is None else f" from {window.unit} {window.place:,}"
     others = len(window.sources) - 1
     more = "" if not others else f", then {window.sources[1]}" + (f" and {others - 1} more" if others > 1 else "")

@@ -49,7 +49,10 @@ def judge(train: Sequence[Row], val: Sequence[Row]) -> Judgement:
     def judgement(kind: Kind, said: str, advice: str) -> Judgement:
         return Judgement(kind, f"{kind}{said}{_clipping(clipped)}", advice, best_step, best, clipped)
 
-    if (lost := _diverged(losses, smooth)) is not None:
+    lost = _diverged(losses, smooth)
+    sane = len(checks) > 1 and bool(losses) and math.isfinite(losses[-1][1])
+    best_at_last = sane and checks[-1][1] <= (1 + _MATTERS) * (best or 0)
+    if lost is not None and not best_at_last:
         advice = "try half of --optim.lr or a longer --schedule.warmup"
         return judgement("diverged", f" after step {lost}{_best(best_step, best)}", advice)
     course = checks if len(checks) >= 2 else smooth
