@@ -23,7 +23,8 @@ from trainwell.errors import ConfigError, StorageError
 from trainwell.export import export, notes
 from trainwell.fit import fit
 from trainwell.generate import generate
-from trainwell.models import OwnModel, load_weights, make_model
+from trainwell.model.decoder import Decoder
+from trainwell.models import load_weights, make_model
 from trainwell.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +34,7 @@ SMALL: Keys = {"model.num_layers": 2, "model.num_heads": 2, "model.width": 16, "
 LLAMA: Keys = {"model.arch": "llama", "model.num_kv_heads": 1}
 
 
-def made(keys: Keys, *, vocab_size: int = 257, num_labels: int | None = None) -> tuple[OwnModel, RunConfig]:
+def made(keys: Keys, *, vocab_size: int = 257, num_labels: int | None = None) -> tuple[Decoder, RunConfig]:
     """A small model with weights that are not those of the start, and its configuration."""
     config = load("demo", flags=SMALL | keys)
     model = make_model(config, vocab_size, num_labels, torch.device("cpu"))

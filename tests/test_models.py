@@ -12,6 +12,7 @@ from trainwell.build import build
 from trainwell.config.load import load
 from trainwell.errors import ConfigError
 from trainwell.fit import fit
+from trainwell.model.decoder import Decoder
 from trainwell.model.gpt2 import GPT2
 from trainwell.model.llama import Llama
 from trainwell.models import freeze, load_weights, make_model
@@ -29,7 +30,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def configured(num_labels: int | None = None, **model: Any) -> GPT2 | Llama:
+def configured(num_labels: int | None = None, **model: Any) -> Decoder:
     shape = {"num_layers": 2, "num_heads": 4, "width": 32} | model
     return make_model(load(flags={"model": shape, "data.seq_len": 16}), 257, num_labels, CPU)
 
@@ -71,7 +72,7 @@ def trained(build_tiny: Build) -> str:
     return "runs/first"
 
 
-def tiny(seq_len: int = 16, num_labels: int | None = None, **model: Any) -> GPT2 | Llama:
+def tiny(seq_len: int = 16, num_labels: int | None = None, **model: Any) -> Decoder:
     shape = {"num_layers": 2, "num_heads": 2, "width": 16} | model
     return make_model(load(flags={"model": shape, "data.seq_len": seq_len, "seed": 5}), 257, num_labels, CPU)
 

@@ -22,9 +22,8 @@ from trainwell.data.hf_tokenizer import hf_tokenizer, normalizes_as_qwen2
 from trainwell.data.templates import Template
 from trainwell.data.tokenizer import FileTokenizer, Tokenizer
 from trainwell.errors import ConfigError, StorageError
-from trainwell.model.gpt2 import GPT2
+from trainwell.model.decoder import Decoder
 from trainwell.model.hf import WEIGHTS, hf_state, plain_state
-from trainwell.model.llama import Llama
 
 Format = Literal["hf", "safetensors"]
 
@@ -59,7 +58,7 @@ def export(
         ConfigError: for a model without equivalent in that format, or a folder that holds something.
         StorageError: when it cannot be written.
     """
-    if not isinstance(model, GPT2 | Llama):
+    if not isinstance(model, Decoder):
         raise ConfigError(
             f"{type(model).__name__} is a model of your own, and only trainwell's own are exported. Save it from your "
             "script: safetensors.torch.save_model(trainwell.open_run(...).model, 'model.safetensors')"

@@ -17,8 +17,9 @@ from trainwell.config.hf import hf_config, model_keys
 from trainwell.config.tree import DataConfig, ModelConfig, RunConfig
 from trainwell.errors import ConfigError, DataError
 from trainwell.generate import generate
+from trainwell.model.decoder import Decoder
 from trainwell.model.hf import hf_state, plain_state, read_state
-from trainwell.models import OwnModel, make_model
+from trainwell.models import make_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +94,7 @@ def with_wide_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def ours(keys: dict[str, Any], *, dtype: torch.dtype = torch.float64, classes: int | None = None) -> OwnModel:
+def ours(keys: dict[str, Any], *, dtype: torch.dtype = torch.float64, classes: int | None = None) -> Decoder:
     """The model that the keys of a folder make, with weights of its own."""
     shape = ModelConfig(**{key.removeprefix("model."): keys[key] for key in keys if key.startswith("model.")})
     config = RunConfig(model=shape, data=DataConfig(seq_len=keys.get("data.seq_len", CONTEXT)))
@@ -101,7 +102,7 @@ def ours(keys: dict[str, Any], *, dtype: torch.dtype = torch.float64, classes: i
     return made.eval()
 
 
-def read(folder: Path, *, dtype: torch.dtype = torch.float64, classes: int | None = None) -> OwnModel:
+def read(folder: Path, *, dtype: torch.dtype = torch.float64, classes: int | None = None) -> Decoder:
     """The model of a folder, with its weights."""
     model = ours(model_keys(folder), dtype=dtype, classes=classes)
     model.load_state_dict(read_state(folder, model))
@@ -109,7 +110,7 @@ def read(folder: Path, *, dtype: torch.dtype = torch.float64, classes: int | Non
 
 
 @torch.no_grad()
-def assert_same_logits(model: OwnModel, their_model: nn.Module, tolerance: float) -> None:
+def assert_same_logits(model: Decoder, their_model: nn.Module, tolerance: float) -> None:
     torch.testing.assert_close(model(IDS), their_model(IDS).logits, rtol=tolerance, atol=tolerance)
 
 
@@ -157,7 +158,7 @@ def test_in_float32_as_it_comes_logits_and_greedy_text_are_the_same(
     assert drawn[0, 4:].tolist() == list(generate(model, prompt.tolist(), 12, temperature=0))
 
 
-def write(folder: Path, model: OwnModel, keys: dict[str, Any], **options: Any) -> Path:
+def write(folder: Path, model: Decoder, keys: dict[str, Any], **options: Any) -> Path:
     """Config and weights of `model`, as transformers reads them."""
     folder.mkdir()
     shape = ModelConfig(**{key.removeprefix("model."): keys[key] for key in keys if key.startswith("model.")})
@@ -279,7 +280,7 @@ def test_a_shorter_context_takes_the_first_positions(folder: Callable[..., Path]
     assert torch.allclose(model(IDS[:, :9]), read(place)(IDS[:, :9]), rtol=1e-12, atol=1e-12)
 
 
-def test_padded_rows_are_cut(gpt2_of: Callable[..., OwnModel]) -> None:
+def test_padded_rows_are_cut(gpt2_of: Callable[..., Decoder]) -> None:
     for tied in (True, False):
         model = gpt2_of(tie_head=tied)
         state = hf_state(model, 17)
@@ -289,7 +290,7 @@ def test_padded_rows_are_cut(gpt2_of: Callable[..., OwnModel]) -> None:
         )
 
 
-def test_biases_that_gpt2_has_and_the_model_has_not_are_zeros(gpt2_of: Callable[..., OwnModel]) -> None:
+def test_biases_that_gpt2_has_and_the_model_has_not_are_zeros(gpt2_of: Callable[..., Decoder]) -> None:
     name = "transformer.h.1.attn.c_attn.bias"
     without = gpt2_of(qkv_bias=False)
     assert name not in hf_state(without, 19)
@@ -299,7 +300,7 @@ def test_biases_that_gpt2_has_and_the_model_has_not_are_zeros(gpt2_of: Callable[
     assert torch.equal(filled[name], with_them.get_parameter("h.1.attn.c_attn.bias"))
 
 
-def test_the_plain_state_is_the_models_own_without_the_head_that_is_tied(llama_of: Callable[..., OwnModel]) -> None:
+def test_the_plain_state_is_the_models_own_without_the_head_that_is_tied(llama_of: Callable[..., Decoder]) -> None:
     model = llama_of(tie_head=True)
     state = plain_state(model, 19)
     assert state.keys() == model.state_dict().keys() - {"lm_head.weight"}

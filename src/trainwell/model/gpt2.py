@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import init
 
 from trainwell.model.attention import KVCache, attend, place
+from trainwell.model.decoder import Decoder
 
 
 class Attention(nn.Module):
@@ -62,7 +63,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
-class GPT2(nn.Module):
+class GPT2(Decoder):
     """The language model: token ids (B, T) to logits (B, T, V), for T up to `seq_len`.
 
     With `num_labels` it is a classifier: its head is a new one with that many outputs, never tied, which means
@@ -83,48 +84,31 @@ class GPT2(nn.Module):
         norm_eps: float = 1e-5,
         num_labels: int | None = None,
     ) -> None:
-        super().__init__()
-        self.seq_len = seq_len
-        self.vocab_size = vocab_size
-        self.num_labels = num_labels
+        super().__init__(vocab_size, seq_len, num_labels)
         self.wte = nn.Embedding(vocab_size, width)
         self.wpe = nn.Embedding(seq_len, width)
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList(Block(width, num_heads, dropout, qkv_bias, norm_eps) for _ in range(num_layers))
         self.ln_f = nn.LayerNorm(width, norm_eps)
-        self.lm_head = nn.Linear(width, vocab_size if num_labels is None else num_labels, bias=False)
-        if tie_head and num_labels is None:
-            self.lm_head.weight = self.wte.weight
+        self.add_head(self.wte, tie_head=tie_head)
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The blocks in order, under the name that all architectures share."""
+        """Its blocks."""
         return self.h
 
     @property
     def final_norm(self) -> nn.Module:
-        """The norm between the last block and the head."""
+        """Its last norm."""
         return self.ln_f
 
-    def new_cache(self) -> KVCache:
-        """An empty cache for generating with this model."""
-        return KVCache(len(self.h))
-
     def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
-        """What the head reads at each of `ids` (B, T): (B, T, C), after the last norm.
-
-        With a cache, `ids` continue what it holds. With `documents` (B, T), the number of each token's document, which
-        never falls along a row, a token sees its own document only and positions count from its start.
-        """
+        """See `Decoder.hidden`."""
         positions, mask = place(ids, cache, documents)
         x = self.drop(self.wte(ids) + self.wpe(positions))
         for layer, block in enumerate(self.h):
             x = block(x, layer, cache, mask)
         return self.ln_f(x)  # type: ignore[no-any-return]
-
-    def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of `ids` (B, T); `cache` and `documents` as in `hidden`."""
-        return self.lm_head(self.hidden(ids, cache, documents))  # type: ignore[no-any-return]
 
 
 def init_torch(model: GPT2, generator: Generator) -> None:

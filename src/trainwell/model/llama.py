@@ -14,6 +14,7 @@ from torch.nn import init
 from torch.nn.functional import silu
 
 from trainwell.model.attention import KVCache, attend, place
+from trainwell.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
-class Llama(nn.Module):
+class Llama(Decoder):
     """The language model: token ids (B, T) to logits (B, T, V).
 
     Args:
@@ -186,12 +187,9 @@ class Llama(nn.Module):
         dropout: float = 0.0,
         num_labels: int | None = None,
     ) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.seq_len = seq_len
+        super().__init__(vocab_size, seq_len, num_labels)
         self.head_dim = head_dim
         self.rope = rope
-        self.num_labels = num_labels
 
         def block() -> Block:
             attention = Attention(
@@ -210,40 +208,26 @@ class Llama(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.layers = nn.ModuleList(block() for _ in range(num_layers))
         self.norm = nn.RMSNorm(width, norm_eps)
-        self.lm_head = nn.Linear(width, vocab_size if num_labels is None else num_labels, bias=False)
-        if tie_head and num_labels is None:
-            self.lm_head.weight = self.embed_tokens.weight
+        self.add_head(self.embed_tokens, tie_head=tie_head)
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The blocks in order, under the name that all architectures share."""
+        """Its blocks."""
         return self.layers
 
     @property
     def final_norm(self) -> nn.Module:
-        """The norm between the last block and the head."""
+        """Its last norm."""
         return self.norm
 
-    def new_cache(self) -> KVCache:
-        """An empty cache for generating with this model."""
-        return KVCache(len(self.layers))
-
     def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
-        """What the head reads at each of `ids` (B, T): (B, T, C), after the last norm.
-
-        With a cache, `ids` continue what it holds. With `documents` (B, T), the number of each token's document, which
-        never falls along a row, a token sees its own document only and positions count from its start.
-        """
+        """See `Decoder.hidden`."""
         positions, mask = place(ids, cache, documents)
         x = self.drop(self.embed_tokens(ids))
         rotation = Rotation.at(positions, self.rope.frequencies(self.head_dim, ids.device), x.dtype)
         for layer, block in enumerate(self.layers):
             x = block(x, layer, rotation, cache, mask)
         return self.norm(x)  # type: ignore[no-any-return]
-
-    def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of `ids` (B, T); `cache` and `documents` as in `hidden`."""
-        return self.lm_head(self.hidden(ids, cache, documents))  # type: ignore[no-any-return]
 
 
 def init_llama_torch(model: Llama, generator: Generator) -> None:

@@ -1,0 +1,56 @@
+"""What every architecture here is: a body that gives hidden states, and a head that reads them."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from trainwell.model.attention import KVCache
+
+
+class Decoder(nn.Module, ABC):
+    """A decoder-only transformer: token ids (B, T) to logits (B, T, V), or as a classifier to (B, T, labels).
+
+    An architecture names and builds its own modules, and calls `add_head` last.
+    """
+
+    lm_head: nn.Linear
+
+    def __init__(self, vocab_size: int, seq_len: int, num_labels: int | None) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.seq_len = seq_len
+        self.num_labels = num_labels
+        """Outputs of a classifier; None for a model of language. They mean something at a text's last token alone."""
+
+    def add_head(self, embedding: nn.Embedding, *, tie_head: bool) -> None:
+        """Make the head: the embedding's own weights where it is tied, and for a classifier never."""
+        outputs = self.vocab_size if self.num_labels is None else self.num_labels
+        self.lm_head = nn.Linear(embedding.embedding_dim, outputs, bias=False)
+        if tie_head and self.num_labels is None:
+            self.lm_head.weight = embedding.weight
+
+    @property
+    @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """The blocks in order."""
+
+    @property
+    @abstractmethod
+    def final_norm(self) -> nn.Module:
+        """The norm between the last block and the head."""
+
+    @abstractmethod
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """What the head reads at each of `ids` (B, T): (B, T, C), after the last norm.
+
+        With a cache, `ids` continue what it holds. With `documents` (B, T), the number of each token's document, which
+        never falls along a row, a token sees its own document only and positions count from its start.
+        """
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for generating with this model."""
+        return KVCache(len(self.blocks))
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of `ids` (B, T); `cache` and `documents` as in `hidden`."""
+        return self.lm_head(self.hidden(ids, cache, documents))  # type: ignore[no-any-return]
