@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainwell.answers import answer, end_of_answer, label_of, prompt_ids
+from trainwell.answers import answer, continued, label_of, prompt_ids
 from trainwell.config.load import load
 from trainwell.data.records import Message
 from trainwell.data.templates import load_template
@@ -67,7 +67,8 @@ def test_a_text_is_continued_as_it_is_and_a_question_through_its_template() -> N
     template = load_template("phi3", BYTES)
     assert BYTES.decode(prompt_ids(BYTES, "Hi", None)) == "Hi"
     assert BYTES.decode(prompt_ids(BYTES, "Hi", template)) == "<|user|>\nHi\n<|assistant|>\n"
-    assert end_of_answer(BYTES, None) == end_of_answer(BYTES, template) == 256
+    for how in (None, template):
+        assert list(continued(Listening(), BYTES, how, [1], context=9, max_tokens=5, temperature=0)) == []
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainwell.data.batches import IGNORED, MicroBatch, cut
+from trainwell.data.batches import MicroBatch, cut
+from trainwell.data.examples import IGNORED
 from trainwell.errors import ConfigError
 from trainwell.evaluate import Evaluation, evaluate, evaluating
 from trainwell.model.gpt2 import GPT2

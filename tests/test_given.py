@@ -11,7 +11,8 @@ from torch import nn
 
 from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
-from trainwell.data.batches import IGNORED, Windows, from_loader
+from trainwell.data.batches import Windows, from_loader
+from trainwell.data.examples import IGNORED
 from trainwell.data.prepare import prepare
 from trainwell.errors import ConfigError
 from trainwell.given import Given, data_from, describe_custom, prepared

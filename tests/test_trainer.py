@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainwell.data.batches import IGNORED, Batch, BatchSource, MicroBatch, cut
+from trainwell.data.batches import Batch, BatchSource, MicroBatch, cut
+from trainwell.data.examples import IGNORED
 from trainwell.evaluate import evaluate
 from trainwell.generate import generate
 from trainwell.gradients import gradient_report

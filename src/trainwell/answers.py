@@ -23,9 +23,29 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, template: Template | None) -> 
     return [int(token) for token in tokenizer.encode(prompt)]
 
 
-def end_of_answer(tokenizer: Tokenizer, template: Template | None) -> int | None:
-    """The id at which generating ends: that of a text, or the one that closes an answer."""
-    return tokenizer.end_of_text if template is None else template.end_of_answer(tokenizer)
+def continued(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    template: Template | None,
+    ids: Sequence[int],
+    *,
+    context: int,
+    max_tokens: int,
+    **how: Any,
+) -> Iterator[int]:
+    """Yield the ids that continue `ids`, up to the end of the text or, with a template, of the answer.
+
+    `how` are the ways to draw of `generate`.
+    """
+    return generate(
+        model,
+        ids,
+        max_tokens,
+        stop=tokenizer.end_of_text if template is None else template.end_of_answer(tokenizer),
+        vocab_size=tokenizer.vocab_size,
+        context=context,
+        **how,
+    )
 
 
 def answer(
@@ -35,10 +55,9 @@ def answer(
     messages: Sequence[Message],
     *,
     context: int,
-    max_tokens: int,
     **how: Any,
 ) -> Iterator[int]:
-    """Yield the ids of the assistant's answer to `messages`; `how` are the ways to draw of `generate`.
+    """Yield the ids of the assistant's answer to `messages`; `how` as in `continued`.
 
     Where a conversation is longer than half of the context, its oldest turns are left out, two by two: question and
     answer; so at least the last question is seen.
@@ -47,15 +66,7 @@ def answer(
     while len(ids := template.ids(kept, tokenizer)) > context // 2 and len(_turns(kept)) > 1:
         oldest = _turns(kept)[0]
         kept = [message for number, message in enumerate(kept) if number not in oldest]
-    yield from generate(
-        model,
-        ids,
-        max_tokens,
-        stop=template.end_of_answer(tokenizer),
-        vocab_size=tokenizer.vocab_size,
-        context=context,
-        **how,
-    )
+    return continued(model, tokenizer, template, ids, context=context, **how)
 
 
 def _turns(messages: Sequence[Message]) -> list[range]:

@@ -75,11 +75,12 @@ def build(
     return assemble(start, given)
 
 
-def open_run(path: str | Path, **parts: Any) -> Run:
+def open_run(path: str | Path, *, weights_alone: bool = False, **parts: Any) -> Run:
     """Open an existing run, `runs/demo` or `runs/demo@1200`, with its weights restored; read only, nothing is written.
 
     `parts` are those of `build` that the run was made with, and keys to be different, `device="cpu"`.
-    Where its text is no longer to be had, the run still generates, but has nothing to train or evaluate on.
+    Where its text is no longer to be had, or is not read because the `weights_alone` are wanted, the run still
+    generates, but has nothing to train or evaluate on.
     """
     name, step = parse_target(str(path))
     if not is_run(Path(name)):
@@ -91,7 +92,8 @@ def open_run(path: str | Path, **parts: Any) -> Run:
     config = load.load_recorded(run_dir.config_yaml, flags={"eval.hellaswag": None, **flags}, source="open_run(...)")
     start = Start(config, run_dir)
     refuse_missing_parts(config, given)
-    run = assemble(start, given, _data_of_run(start, given))
+    unread = weights_alone and given.data is None
+    run = assemble(start, given, recorded(config, run_dir) if unread else _data_of_run(start, given))
     number = find_step(run.run_dir, "last" if step is None else step)
     load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")
     return run

@@ -9,7 +9,8 @@ from math import log
 import torch
 from torch import nn
 
-from trainwell.data.batches import IGNORED, MicroBatch
+from trainwell.data.batches import MicroBatch
+from trainwell.data.examples import IGNORED
 from trainwell.model.loss import Loss, Parts, token_loss, with_parts
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 from torch import nn
 
-from trainwell.answers import end_of_answer, prompt_ids
+from trainwell.answers import continued, prompt_ids
 from trainwell.checkpoint.layout import write_synced
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
@@ -24,7 +24,6 @@ from trainwell.data.templates import Template
 from trainwell.data.tokenizer import Tokenizer
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.evaluate import Evaluation, evaluate
-from trainwell.generate import generate
 from trainwell.hellaswag import Question, hellaswag
 from trainwell.model.loss import Loss
 from trainwell.planning.bands import Band, band_line
@@ -340,16 +339,16 @@ class Run:
         tokenizer, how = self.tokenizer, self.config.sample
         if tokenizer is None:
             raise ConfigError("this run's data was given as ids, so there is no tokenizer and no text to sample")
-        ids = generate(
+        ids = continued(
             self.model,
+            tokenizer,
+            self.template,
             prompt_ids(tokenizer, how.prompt, self.template),
-            max_tokens,
+            context=self.plan.seq_len,
+            max_tokens=max_tokens,
             temperature=how.temperature,
             top_k=how.top_k,
             seed=seed_for(self.config.seed, "sample", self.trainer.step),
-            stop=end_of_answer(tokenizer, self.template),
-            vocab_size=tokenizer.vocab_size,
-            context=self.plan.seq_len,
         )
         return tokenizer.decode(list(ids))
 

@@ -16,11 +16,10 @@ import torch
 
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
-from trainwell.planning.memory import MemoryEstimate, memory
+from trainwell.planning.memory import MemoryEstimate, Precision, memory
 from trainwell.planning.resolve import Plan
 from trainwell.runs.rundir import RunDir
 
-Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COMPILE_PAYS_AFTER_STEPS = 500
 

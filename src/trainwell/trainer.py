@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwell.data.batches import IGNORED, BatchSource, MicroBatch
+from trainwell.data.batches import BatchSource, MicroBatch
+from trainwell.data.examples import IGNORED
 from trainwell.data.order import seed_for
 from trainwell.model.loss import Loss, Parts, token_loss, with_parts
 from trainwell.optim.clip import clip_and_update

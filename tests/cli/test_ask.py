@@ -2,15 +2,22 @@
 
 import io
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainwell.build import open_run
 from trainwell.cli.app import run
+from trainwell.cli.ask import chat, say
+from trainwell.data.tokenizer import BytesTokenizer
 
 Command = Callable[..., Any]
 Refused = Callable[..., str]
@@ -72,17 +79,57 @@ def tuned(tuned_once: Path, own_folders: Path) -> Path:
     return own_folders
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+def test_a_chat_answers_each_line_and_new_forgets(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat(open_run("runs/says"), io.StringIO("cat 7\n\n/new\ndog 9\n"), {"max_tokens": 9, "temperature": 0})
+    assert capsys.readouterr() == ("meow\nwoof\n", "")
 
 
-def test_a_chat_answers_each_line_and_new_forgets(
-    command: Command, tuned: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_question_that_does_not_fit_is_said_to_be_cut(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat(open_run("runs/says"), io.StringIO("cat " * 20), {"max_tokens": 1, "temperature": 0})
+    assert "the question has 80 tokens, of which 32 are read" in capsys.readouterr().err
+
+
+def interrupted(ids: list[int]) -> Iterator[int]:
+    """An answer during which somebody types Ctrl-C."""
+    yield from ids
+    raise KeyboardInterrupt
+
+
+def test_at_a_terminal_an_interrupt_cuts_an_answer_short_and_elsewhere_it_ends_all(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    typed(monkeypatch, "cat 7\n\n/new\ndog 9\n")
-    said = command("sample", "runs/says", "--chat", "--temperature", "0")
-    assert (said.code, said.err) == (0, "")
-    assert said.out == "meow\nwoof\n"
+    assert say(interrupted([109, 101]), BytesTokenizer(), at_terminal=True) == "me"
+    assert capsys.readouterr().out == "me"
+    with pytest.raises(KeyboardInterrupt):
+        say(interrupted([109, 101]), BytesTokenizer(), at_terminal=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_at_a_terminal_a_chat_asks_answers_and_ends_with_an_interrupt(tuned: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    tokens = [sys.executable, "-m", "trainwell", "sample", "runs/says", "--chat", "--temperature", "0"]
+    process = subprocess.Popen(tokens, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+
+    def until(mark: bytes) -> bytes:
+        seen = b""
+        while not seen.endswith(mark):
+            seen += os.read(ours, 1)
+        return seen
+
+    try:
+        assert b"/new starts anew" in until(b"> ")
+        os.write(ours, b"cat 7\n")
+        assert until(b"> ").split() == [b"cat", b"7", b"meow", b">"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 def test_a_prompt_is_a_question(command: Command, tuned: Path) -> None:

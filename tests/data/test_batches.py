@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainwell.data.batches import (
-    IGNORED,
     Batch,
     Batches,
     MicroBatch,
@@ -27,6 +26,7 @@ from trainwell.data.batches import (
     from_loader,
     stack,
 )
+from trainwell.data.examples import IGNORED
 from trainwell.errors import ConfigError, DataError
 from trainwell.optim.batch_plan import BatchPlan
 

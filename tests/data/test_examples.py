@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +41,7 @@ def test_the_settings_of_a_run_are_enough() -> None:
 
 
 def test_what_is_not_learned_is_so_for_the_loss_too() -> None:
-    assert IGNORED == batches.IGNORED
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
     assert isinstance(rows_of([3], packed=False), batches.Gathering)
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainwell.data.batches import IGNORED, Batches
-from trainwell.data.examples import Example, ExampleRows
+from trainwell.data.batches import Batches
+from trainwell.data.examples import IGNORED, Example, ExampleRows
 from trainwell.model.gpt2 import GPT2, init_torch
 from trainwell.model.llama import Llama, init_llama_torch
 from trainwell.model.loss import Loss, head_loss, token_loss

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwell.data.batches import IGNORED, MicroBatch
+from trainwell.data.batches import MicroBatch
+from trainwell.data.examples import IGNORED
 from trainwell.model.loss import token_loss
 
 Device = torch.device | str

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainwell.answers import answer, label_of
 from trainwell.cli.output import wrote
@@ -21,26 +21,26 @@ from trainwell.runs.console import safe
 _NEW = "/new"
 
 
-def chat(run: Run, how: Mapping[str, Any]) -> None:
-    """Answer each line of standard input, knowing what was said before; /new forgets it, the end of input ends it.
+def chat(run: Run, asked: TextIO, how: Mapping[str, Any]) -> None:
+    """Answer each line of `asked`, knowing what was said before; /new forgets it, the end of input ends it.
 
     At a terminal Ctrl-C cuts an answer short, and at the prompt it ends the chat.
     """
     tokenizer, template = _asked(run)
-    at_terminal = sys.stdin.isatty()
+    at_terminal = asked.isatty()
     if at_terminal:
         print(
             f"{run.run_dir.path} at step {run.trainer.step:,}; {_NEW} starts anew, Ctrl-C cuts an answer, Ctrl-D ends"
         )
     messages: list[Message] = []
-    for question in _typed() if at_terminal else sys.stdin:
+    for question in _typed() if at_terminal else asked:
         if question.strip() == _NEW:
             messages = []
         elif question.strip():
             messages.append({"role": "user", "content": question.strip()})
             _note_cut(len(template.ids(messages[-1:], tokenizer)), run.plan.seq_len, "question")
             ids = answer(run.model, tokenizer, template, messages, context=run.plan.seq_len, **how)
-            messages.append({"role": "assistant", "content": _said(ids, tokenizer, at_terminal)})
+            messages.append({"role": "assistant", "content": say(ids, tokenizer, at_terminal=at_terminal)})
             print(flush=True)
 
 
@@ -54,7 +54,7 @@ def _typed() -> Iterator[str]:
     print()
 
 
-def _said(drawn: Iterator[int], tokenizer: Tokenizer, at_terminal: bool) -> str:
+def say(drawn: Iterator[int], tokenizer: Tokenizer, *, at_terminal: bool) -> str:
     """Write an answer as it comes; at a terminal an interrupt ends it and not the chat."""
     kept: list[int] = []
 

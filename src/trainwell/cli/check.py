@@ -171,7 +171,7 @@ def _check_weights(target: str, tasks: str, limit: int | None, flags: Mapping[st
     from trainwell.build import open_run
     from trainwell.harness import run_tasks
 
-    run = open_run(target, **parts.current(), **flags)
+    run = open_run(target, weights_alone=True, **parts.current(), **dict[str, Any](flags))
     if run.config.task == "classify":
         raise ConfigError(f"{name} is a classifier and continues no text; its accuracy is in trainwell show {name}")
     if run.tokenizer is None:

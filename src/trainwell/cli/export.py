@@ -40,7 +40,7 @@ def export(
     from trainwell.build import open_run
 
     exporting.refuse_used(out)
-    run = open_run(target, **parts.current())
+    run = open_run(target, weights_alone=True, **parts.current())
     if "model" in run.config.custom:
         raise ConfigError(
             f"{name} has a model given in Python ({run.config.custom['model']}); only trainwell's own are exported. "

@@ -78,14 +78,14 @@ def sample(
     from trainwell.build import open_run
     from trainwell.cli import ask
 
-    run = open_run(target, **parts.current(), **({} if device is None else {"device": device}))
+    run = open_run(target, weights_alone=True, **parts.current(), **({} if device is None else {"device": device}))
     how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if label is not None:
         ask.label(run, sys.stdin.read() if label == "-" else label)
     elif file is not None:
         ask.answer_file(run, file, output, {"max_tokens": tokens, **how})
     elif chat:
-        ask.chat(run, {"max_tokens": tokens, **how})
+        ask.chat(run, sys.stdin, {"max_tokens": tokens, **how})
     elif run.labels:
         raise ConfigError(f"{name} gives labels and writes no text; use --label TEXT or --file FILE")
     else:
@@ -104,9 +104,8 @@ def _refuse_together(**given: object) -> None:
 
 def _draw(run: "Run", text: str, tokens: int, count: int, how: dict[str, Any]) -> None:
     """Continue a text, or answer a question, `count` times."""
-    from trainwell.answers import end_of_answer, prompt_ids
+    from trainwell.answers import continued, prompt_ids
     from trainwell.cli.ask import stream
-    from trainwell.generate import generate
 
     tokenizer = run.tokenizer
     if tokenizer is None:
@@ -118,14 +117,9 @@ def _draw(run: "Run", text: str, tokens: int, count: int, how: dict[str, Any]) -
         raise ConfigError("--prompt: it is empty; give at least one character")
     ids = prompt_ids(tokenizer, text, run.template)
     for number in range(count):
-        drawn = generate(
-            run.model,
-            ids,
-            tokens,
-            stop=end_of_answer(tokenizer, run.template),
-            vocab_size=tokenizer.vocab_size,
-            context=run.plan.seq_len,
-            **{**how, "seed": how["seed"] + number},
+        seeded = {**how, "seed": how["seed"] + number}
+        drawn = continued(
+            run.model, tokenizer, run.template, ids, context=run.plan.seq_len, max_tokens=tokens, **seeded
         )
         if run.template is None:
             sys.stdout.write(safe(text))

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainwell.data.examples import IGNORED
 from trainwell.data.order import count_windows, windows_at
 from trainwell.errors import ConfigError, DataError
 
-IGNORED = -100
 BUCKET = 32
 """Micro-batches of uneven rows are as wide as a multiple of it, so that there are few shapes."""
 

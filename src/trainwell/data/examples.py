@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainwell.data.prepare import StoreInfo
+from trainwell.data.prepare import SharedSettings, StoreInfo
 from trainwell.data.records import Record, RecordFile
 from trainwell.data.shards import token_dtype
 from trainwell.data.templates import Template
@@ -20,7 +20,7 @@ from trainwell.data.tokenizer import Tokenizer
 from trainwell.errors import ConfigError, DataError
 
 IGNORED = -100
-"""The target of a position that is not learned; as `trainwell.data.batches` has it, which needs torch."""
+"""The target of a position that is not learned, as torch's cross-entropy has it."""
 
 _FORMAT = 1
 """Part of every fingerprint: raised when the same settings would give other rows."""
@@ -28,24 +28,8 @@ _LONGEST_TOKEN = 256
 _PLACES_NAMED = 5
 
 
-class ExampleSettings(Protocol):
+class ExampleSettings(SharedSettings, Protocol):
     """The part of the configuration that decides the rows of any task; `DataConfig` has this shape."""
-
-    @property
-    def path(self) -> str | None:
-        """The user's file of records."""
-
-    @property
-    def tokenizer(self) -> str:
-        """The tokenizer's name or path."""
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens of a row."""
-
-    @property
-    def val_fraction(self) -> float:
-        """Share of the examples held out, in (0, 1)."""
 
     @property
     def rows(self) -> Literal["buckets", "packed", "padded"]:

@@ -23,16 +23,12 @@ _FORMAT = 1
 """Part of every fingerprint: raised when the same settings would give other tokens."""
 
 
-class DataSettings(Protocol):
-    """The part of the configuration that decides the tokens; `DataConfig` has this shape."""
-
-    @property
-    def corpus(self) -> str | None:
-        """A corpus by name, or None."""
+class SharedSettings(Protocol):
+    """The part of the configuration that decides the data of every task; `DataConfig` has this shape."""
 
     @property
     def path(self) -> str | None:
-        """The user's own text, or None."""
+        """The user's own text or file of records, or None."""
 
     @property
     def tokenizer(self) -> str:
@@ -44,7 +40,15 @@ class DataSettings(Protocol):
 
     @property
     def val_fraction(self) -> float:
-        """Share of the text held out, in (0, 1)."""
+        """Share of the text or of the examples held out, in (0, 1)."""
+
+
+class DataSettings(SharedSettings, Protocol):
+    """The part of the configuration that decides the tokens; `DataConfig` has this shape."""
+
+    @property
+    def corpus(self) -> str | None:
+        """A corpus by name, or None."""
 
     @property
     def split(self) -> Literal["auto", "tail", "documents"]:

@@ -1,34 +1,18 @@
 """The data of a task: text in windows to pretrain, examples in rows to answer or to label. Never torch."""
 
-from typing import Literal, Protocol
+from typing import Protocol
 
-from trainwell.data.classify import prepare_classify
+from trainwell.data.classify import ClassifySettings, prepare_classify
 from trainwell.data.examples import ExampleStore
-from trainwell.data.instruct import prepare_instruct
+from trainwell.data.instruct import InstructSettings, prepare_instruct
 from trainwell.data.prepare import DataSettings, TokenStore, prepare
 
 Store = TokenStore | ExampleStore
 """What `open_data` gives; both have `info`, `train`, `val`, `tokenizer` and `notes`."""
 
 
-class TaskSettings(DataSettings, Protocol):
+class TaskSettings(DataSettings, InstructSettings, ClassifySettings, Protocol):
     """The part of the configuration that decides the data of any task; `DataConfig` has this shape."""
-
-    @property
-    def template(self) -> str:
-        """How an instruction becomes text."""
-
-    @property
-    def train_on_prompt(self) -> bool:
-        """Whether the prompt counts in the loss."""
-
-    @property
-    def rows(self) -> Literal["buckets", "packed", "padded"]:
-        """How examples lie in rows."""
-
-    @property
-    def labels(self) -> str | None:
-        """Names of the classes, or None for those of the file."""
 
 
 def open_data(task: str, data: TaskSettings, *, download: bool = False) -> Store:

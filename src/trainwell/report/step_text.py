@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from trainwell.config import checks
 from trainwell.config.tree import RunConfig
 from trainwell.data.corpora import read_corpus
-from trainwell.data.examples import ExampleStore
+from trainwell.data.examples import IGNORED, ExampleStore
 from trainwell.data.order import windows_at
 from trainwell.data.prepare import TokenStore
 from trainwell.data.tasks import Store, open_data
 from trainwell.errors import ConfigError, DataError
 from trainwell.planning.resolve import Plan
 
-_IGNORED = -100
 _MOST_DECODED = 1_000_000
 """Tokens that are decoded to say where in its text a window lies; past that the place is left out."""
 
@@ -97,13 +96,13 @@ def _row(store: ExampleStore, example: int, index: int, epoch: int, plan: Plan) 
 
 
 def _labelled(store: ExampleStore, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> str:
-    last = int(np.flatnonzero(targets != _IGNORED)[-1])
+    last = int(np.flatnonzero(targets != IGNORED)[-1])
     return f"[{store.labels[int(targets[last])]}] {store.tokenizer.decode(inputs[: last + 1].tolist())}"
 
 
 def _marked(store: ExampleStore, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> str:
     """The text of a row with » and « around what is learned: that is what stands one place later as a target."""
-    learned = np.concatenate([[False], targets != _IGNORED])
+    learned = np.concatenate([[False], targets != IGNORED])
     ids = np.concatenate([inputs, targets[-1:]])[: int(np.flatnonzero(learned)[-1]) + 1]
     borders = [0, *(np.flatnonzero(np.diff(learned[: len(ids)])) + 1).tolist(), len(ids)]
     last = targets[len(ids) - 2]
