@@ -353,8 +353,9 @@ def test_a_run_can_start_from_the_weights_of_another(build_tiny: Build, advance:
     [
         ("runs/missing", {}, "init_from: runs/missing: the folder is not there"),
         ("runs/source@5", {}, "runs/source has no checkpoint of step 5; it has 4"),
-        ("runs/source", {"model": {"width": 32}}, "the weights of runs/source do not fit this model"),
-        ("runs/source", {"model": {"num_layers": 2}}, "the weights of runs/source do not fit this model"),
+        ("runs/source", {"model": {"width": 32}}, "model.width: 32, but the weights of runs/source have 16"),
+        ("runs/source", {"model": {"num_layers": 2}}, "model.num_layers: 2, but the weights of runs/source have 1"),
+        ("runs/source", {"data": {"seq_len": 32}}, "data.seq_len: 32, but the weights of runs/source have learned 16"),
     ],
 )
 def test_weights_that_are_not_there_or_do_not_fit_are_a_message(

@@ -74,7 +74,6 @@ def load_weights(model: nn.Module, source: str, *, labels: Sequence[str] = ()) -
     name, step = parse_target(source)
     if is_run(Path(name)):
         theirs = load_recorded(RunDir(Path(name)).config_yaml).data.labels
-        _refuse_labels(source, theirs, labels)
         state = _of_run(RunDir(Path(name)), "last" if step is None else step, model)
     else:
         found = model_keys(Path(source)).get("data.labels")
@@ -84,14 +83,6 @@ def load_weights(model: nn.Module, source: str, *, labels: Sequence[str] = ()) -
     if labels and _HEAD in own and (theirs is None or parse_labels(theirs) != tuple(labels)):
         state[_HEAD] = own[_HEAD]
     _load(model, state, source)
-
-
-def _refuse_labels(source: str, theirs: str | None, labels: Sequence[str]) -> None:
-    if theirs is not None and not labels:
-        raise ConfigError(
-            f"init_from: {source} gives labels ({theirs}) and no next token; start from the run it began with, or "
-            "train it further with task classify"
-        )
 
 
 def _of_run(run: RunDir, step: Step, model: nn.Module) -> dict[str, Tensor]:

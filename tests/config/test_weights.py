@@ -54,7 +54,31 @@ def test_classes_keep_their_numbers_in_a_run_that_goes_on_classifying(tmp_path: 
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(load(flags=flags)))
     source = {"init_from": str(tmp_path / "run")}
     assert load(flags={**source, "task": "classify"}).data.labels == "spam,ham"
-    assert load(flags=source).data.labels is None
+    with pytest.raises(ConfigError, match=r"task: pretrain, but .* gives labels \(spam,ham\) and no next token"):
+        load(flags=source)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"model.num_layers": 4}, "model.num_layers: 4, but the weights of {} have 2; leave it out"),
+        ({"model.arch": "llama"}, "model.arch: llama, but the weights of {} have gpt2; leave it out"),
+        ({"data.seq_len": 65}, "data.seq_len: 65, but the weights of {} have learned 64 positions; give at most 64"),
+    ],
+)
+def test_what_the_weights_cannot_be_is_seen_before_they_are_read(
+    tmp_path: Path, flags: dict[str, object], message: str
+) -> None:
+    source = run_in(tmp_path / "run", num_layers=2)
+    with pytest.raises(ConfigError) as caught:
+        load(flags={"init_from": source, **flags})
+    assert message.format(source) in str(caught.value)
+
+
+def test_a_llama_may_be_read_further_than_it_was_trained(tmp_path: Path) -> None:
+    source = run_in(tmp_path / "run", arch="llama")
+    stretch = {"data.seq_len": 256, "model.rope_scaling": "linear", "model.rope_factor": 4}
+    assert load(flags={"init_from": source, **stretch}).model.rope_factor == 4
 
 
 def test_a_hugging_face_folder_gives_its_shape(tmp_path: Path) -> None:

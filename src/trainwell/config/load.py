@@ -19,7 +19,7 @@ from trainwell.config import checks
 from trainwell.config.keys import Key, by_name, sections
 from trainwell.config.syntax import FORMATS, dump_yaml, parse_yaml, read_config_file
 from trainwell.config.tree import RunConfig
-from trainwell.config.weights import keys_of_weights
+from trainwell.config.weights import keys_of_weights, misfits
 from trainwell.errors import ConfigError
 
 __all__ = ["Recipe", "load", "read_config_file", "read_recipe", "recipe_names"]
@@ -28,6 +28,8 @@ _DEFAULT = "demo"
 _EXCLUSIVE = [("batch_size", "batch_tokens"), ("data.corpus", "data.path")]
 _SWITCHES = {"batch_ramp": "batch_ramp.from_tokens"}
 """Sections that can be off: `batch_ramp: null` is null for the key that switches it on."""
+_OF_ONE_TASK = {"data.labels": "classify", "data.template": "instruct"}
+"""What weights say for the task that they have learned, and for no other."""
 _OF_RECIPES = {"about", "bands", "accepts"}
 """What a recipe says about itself; in a config file, which may be one's own recipe, it says nothing about the run."""
 _SPELLINGS = {
@@ -210,7 +212,12 @@ def _validated(layers: list[_Layer], record: Path | None) -> RunConfig:
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
     mistakes: list[str] = []
-    for layer in _with_weights([layer.read() for layer in layers], record):
+    layers = [layer.read() for layer in layers]
+    source, said = _weights(layers, record)
+    if said:
+        own = {key: value for key, value in said.items() if _OF_ONE_TASK.get(key, _task(layers)) == _task(layers)}
+        layers = [layers[0], _Layer(f"weights {source}", own).read(), *layers[1:]]
+    for layer in layers:
         mistakes += layer.mistakes
         extra = _deep_merge(values.get("extra", {}), layer.values.get("extra", {}))
         values |= layer.values | {"extra": extra}
@@ -229,23 +236,26 @@ def _validated(layers: list[_Layer], record: Path | None) -> RunConfig:
     reasons |= dict.fromkeys(wrong, "")
     mistakes += [f"{sources[name]}: {_refusal(by_name()[name], values[name], why)}" for name, why in reasons.items()]
     if not mistakes:
-        mistakes = checks.problems(config)
+        mistakes = [*checks.problems(config), *(misfits(config, source, said) if said else [])]
     if mistakes:
         raise checks.error(mistakes)
     return config
 
 
-def _with_weights(layers: list[_Layer], record: Path | None) -> list[_Layer]:
-    """Put what the weights of `init_from` say above the recipe; a run's own record has it all."""
-    source = next((layer.values["init_from"] for layer in reversed(layers) if "init_from" in layer.values), None)
+def _weights(layers: list[_Layer], record: Path | None) -> tuple[str, dict[str, object]]:
+    """The weights of `init_from` and what they say, which goes above the recipe; a run's own record has it all."""
+    source = _topmost(layers, "init_from")
     if not isinstance(source, str) or layers[1].name == f"file {record}":
-        return layers
-    task = next((layer.values["task"] for layer in reversed(layers) if "task" in layer.values), "pretrain")
-    said = keys_of_weights(source, record)
-    for key, of_task in (("data.labels", "classify"), ("data.template", "instruct")):
-        if task != of_task:
-            said.pop(key, None)
-    return [layers[0], _Layer(f"weights {source}", said).read(), *layers[1:]]
+        return "", {}
+    return source, keys_of_weights(source, record)
+
+
+def _task(layers: list[_Layer]) -> object:
+    return _topmost(layers, "task") or "pretrain"
+
+
+def _topmost(layers: list[_Layer], key: str) -> object:
+    return next((layer.values[key] for layer in reversed(layers) if key in layer.values), None)
 
 
 def _refusal(key: Key, value: object, reason: str) -> str:

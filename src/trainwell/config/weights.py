@@ -3,12 +3,26 @@
 Reads a run's config.yaml or a Hugging Face folder's config.json, never a tensor.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainwell.config.hf import model_keys
 from trainwell.config.syntax import read_config_file
+from trainwell.config.tree import ModelConfig, RunConfig
 from trainwell.errors import ConfigError
 
+_SHAPE = {
+    "arch": "arch",
+    "num_layers": "num_layers",
+    "num_heads": "num_heads",
+    "width": "width",
+    "num_kv_heads": "kv_heads",
+    "head_dim": "size_of_head",
+    "mlp_width": "width_of_mlp",
+    "qk_norm": "qk_norm",
+}
+"""Keys that decide which weights there are, and what each comes to."""
 _OF_DATA = ("tokenizer", "seq_len", "template", "labels")
 _BY_NAME = {"data.tokenizer": ("bytes", "gpt2"), "data.template": ("alpaca", "phi3")}
 """Tokenizers and templates that are the same everywhere; of others the run has a copy."""
@@ -26,14 +40,39 @@ def keys_of_weights(source: str, record: Path | None = None) -> dict[str, object
     if (folder / "config.yaml").is_file():
         return _of_run(folder, read_config_file(folder / "config.yaml"))
     if (folder / "config.json").is_file():
-        from trainwell.config.hf import model_keys
-
         return model_keys(folder)
     found = "has neither config.yaml nor config.json" if folder.is_dir() else "is not there"
     raise ConfigError(
         f"init_from: {source}: the folder {found}; give a run (runs/demo), a step of one (runs/demo@best), or a "
         "Hugging Face folder with config.json and safetensors"
     )
+
+
+def misfits(config: RunConfig, source: str, said: Mapping[str, object]) -> list[str]:
+    """Give a line for every part of a configuration that the weights of `source`, which `said` so much, cannot be."""
+    theirs = ModelConfig.model_validate(
+        {key.removeprefix("model."): value for key, value in said.items() if key.startswith("model.")}
+    )
+    found = [
+        f"model.{key}: {getattr(config.model, resolved)}, but the weights of {source} have "
+        f"{getattr(theirs, resolved)}; leave it out, or start from weights of that shape"
+        for key, resolved in _SHAPE.items()
+        if getattr(config.model, resolved) != getattr(theirs, resolved)
+    ]
+    if config.model.arch != theirs.arch:
+        return found[:1]
+    learned = said.get("data.seq_len")
+    if theirs.arch == "gpt2" and isinstance(learned, int) and config.data.seq_len > learned:
+        found.append(
+            f"data.seq_len: {config.data.seq_len}, but the weights of {source} have learned {learned} positions; "
+            f"give at most {learned}"
+        )
+    if config.task != "classify" and "data.labels" in said:
+        found.append(
+            f"task: {config.task}, but {source} gives labels ({said['data.labels']}) and no next token; start from the "
+            "weights it began with, or give task classify"
+        )
+    return found
 
 
 def _folder(source: str) -> Path:

@@ -95,7 +95,10 @@ def _signed(value: float) -> str:
 
 
 def _batch_panel(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_ylabel("sequences a step", color=INK)
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.margins(y=0.15)
 
