@@ -62,6 +62,7 @@ def test_classes_keep_their_numbers_in_a_run_that_goes_on_classifying(tmp_path: 
     ("flags", "message"),
     [
         ({"model.num_layers": 4}, "model.num_layers: 4, but the weights of {} have 2; leave it out"),
+        ({"model.width": 64}, "model.width: 64, but the weights of {} have 128; leave it out"),
         ({"model.arch": "llama"}, "model.arch: llama, but the weights of {} have gpt2; leave it out"),
         ({"data.seq_len": 65}, "data.seq_len: 65, but the weights of {} have learned 64 positions; give at most 64"),
     ],
@@ -73,6 +74,7 @@ def test_what_the_weights_cannot_be_is_seen_before_they_are_read(
     with pytest.raises(ConfigError) as caught:
         load(flags={"init_from": source, **flags})
     assert message.format(source) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_llama_may_be_read_further_than_it_was_trained(tmp_path: Path) -> None:

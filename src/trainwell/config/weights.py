@@ -57,7 +57,8 @@ def misfits(config: RunConfig, source: str, said: Mapping[str, object]) -> list[
         f"model.{key}: {getattr(config.model, resolved)}, but the weights of {source} have "
         f"{getattr(theirs, resolved)}; leave it out, or start from weights of that shape"
         for key, resolved in _SHAPE.items()
-        if getattr(config.model, resolved) != getattr(theirs, resolved)
+        if getattr(config.model, key) is not None  # else it follows from another, which is named
+        and getattr(config.model, resolved) != getattr(theirs, resolved)
     ]
     if config.model.arch != theirs.arch:
         return found[:1]

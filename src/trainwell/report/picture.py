@@ -185,7 +185,7 @@ def _inside(points: Any, box: Box, air: float) -> Any:
     return ((points > low) & (points < high)).all(axis=1)
 
 
-def legend(axes: Axes, where: Literal["upper right", "lower right"] = "upper right") -> None:
+def legend(axes: Axes, where: Literal["upper right", "upper left"] = "upper right") -> None:
     """Over a white ground, so that marks of epochs do not run through the words."""
     axes.legend(loc=where, facecolor="white", edgecolor="none", framealpha=1, labelcolor=INK, fontsize=10)
 

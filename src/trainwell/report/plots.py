@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_EPOCHS = 24
+_NO_ROOM = 0.02
+"""Share of a run in which an epoch that begins is not marked: its name would leave the picture."""
 
 Floats = NDArray[np.float64]
 
@@ -110,7 +112,7 @@ def _draw_accuracy(run: RunData) -> Figure:
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylabel("share of examples labelled right", color=INK)
-    legend(axes, "lower right")
+    legend(axes, "upper left")
     _mark_epochs(run, axes)
     _tokens_on_top(run, axes)
     return figure
@@ -159,6 +161,8 @@ def _mark_epochs(run: RunData, axes: Axes) -> None:
         for before, after in pairwise(row for row in run.train if row.get("epoch") is not None)
         if int(after["epoch"]) > int(before["epoch"])
     ]
+    last = run.num_steps or run.steps_done
+    starts = [(step, epoch) for step, epoch in starts if step < (1 - _NO_ROOM) * last]
     if len(starts) > _MOST_EPOCHS:
         return
     for step, epoch in starts:
