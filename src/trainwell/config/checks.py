@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from trainwell.config.tree import DataConfig, ModelConfig, RunConfig, ScheduleConfig
-from trainwell.config.values import Duration
+from trainwell.config.values import Duration, parse_skips
 from trainwell.errors import ConfigError
 
 _MOST_TOKENS = 10**18
@@ -28,6 +28,7 @@ def problems(config: RunConfig) -> list[str]:
         *_model_problems(config),
         *_switch_problems(config),
         *_task_problems(config),
+        *_skip_problems(config),
         *_length_problems(config),
         *_rate_problems(config),
         *_arithmetic_problems(config),
@@ -242,6 +243,14 @@ def _task_problems(config: RunConfig) -> list[str]:
     return found
 
 
+def _skip_problems(config: RunConfig) -> list[str]:
+    try:
+        parse_skips(config.data.skip)
+    except ValueError as error:
+        return [f"data.skip: {config.data.skip!r} {error}"]
+    return []
+
+
 def _length_problems(config: RunConfig) -> list[str]:
     """Units that a key has no use for, lengths of nothing, and a warmup that leaves nothing."""
     lengths: dict[str, Duration | str | None] = {
@@ -249,6 +258,7 @@ def _length_problems(config: RunConfig) -> list[str]:
         "eval.every": config.eval.every,
         "sample.every": config.sample.every,
         "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
     }
     found = []
     if config.duration.unit == "%":
@@ -346,6 +356,10 @@ def _arithmetic_problems(config: RunConfig) -> list[str]:
     found = []
     if config.precision == "fp16" and config.device == "cpu":
         found.append("precision: fp16 is not for training on device cpu; give fp32 or bf16")
+    if config.optim.z_loss and config.task == "classify":
+        found.append(
+            f"optim.z_loss: {config.optim.z_loss:g} is for language models, and task is classify; leave it out"
+        )
     if config.kernels == "reference" and config.compile is True:
         found.append("compile: true contradicts kernels reference, which is eager; set one of them to auto")
     return found

@@ -68,6 +68,8 @@ class DataConfig(Section):
     """Learn the prompt of an instruction too; otherwise only its answer counts in the loss."""
     rows: Literal["buckets", "packed", "padded"] = "buckets"
     """Examples of tasks in rows: short ones together in short rows, several in a row (instruct), or all filled up."""
+    skip: str | None = None
+    """Batches passed over: "1200+200" leaves out 200 from step 1200 on; several with commas; null for none."""
     labels: str | None = None
     """Names of the classes in their order, with commas between; null takes those of the file, sorted."""
 
@@ -100,7 +102,7 @@ class ModelConfig(Section):
     rope_original_context: Positive | None = None
     """Context length before rope_scaling llama3."""
     qk_norm: bool = False
-    """RMS norms of each head's queries and keys, as in Qwen3 (llama)."""
+    """RMS norms of each head's queries and keys, as in Qwen3: attention logits cannot grow without bound."""
     dropout: Fraction = 0.0
     """Dropout on embeddings, attention weights and residual branches."""
     tie_head: bool = True
@@ -153,6 +155,8 @@ class OptimConfig(Section):
     """Clip gradients to this global L2 norm; null never clips."""
     clip_from: Literal["warmup"] | Duration = Duration.parse(0)
     """First step that is clipped, or warmup: clip from the end of the warmup."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the z-loss, which holds the logits near zero (PaLM: 1e-4); 0 for none."""
     train: Literal["all", "last-block"] = "all"
     """Which weights learn: all; or the last block, the last norm and the head with what is tied to it (chapter 6)."""
 
@@ -199,6 +203,17 @@ class BatchRampConfig(Section):
     """sqrt: multiply the learning rate by the square root of the share of the full batch (Malladi et al., 2022)."""
 
 
+class GuardConfig(Section):
+    """What happens to a step whose loss or gradient norm leaps out; one that is not finite is always skipped."""
+
+    policy: Literal["log", "skip", "stop"] = "log"
+    """log: say so; skip: leave the update out; stop: end the run, saved before the step, with exit code 70."""
+    k: Annotated[float, Field(gt=0)] = 10.0
+    """A spike is above median + k * 1.4826 * MAD of the accepted losses or gradient norms."""
+    window: Annotated[int, Field(ge=8)] = 128
+    """Steps that the median is of."""
+
+
 class EvalConfig(Section):
     """Validation loss during training."""
 
@@ -234,6 +249,10 @@ class CheckpointConfig(Section):
     """Checkpoints kept, newest first."""
     best: bool = True
     """Also keep the checkpoint with the lowest validation loss."""
+    keep_every: Duration | None = None
+    """Also keep one checkpoint of every such stretch for good, such as 5000; null for none."""
+    asynchronous: bool = True
+    """Copy the state into buffers and write it while training goes on; false writes at once, without the buffers."""
 
 
 class LogConfig(Section):
@@ -284,6 +303,8 @@ class RunConfig(Section):
     """The learning rate as a function of the step."""
     batch_ramp: BatchRampConfig = BatchRampConfig()
     """The batch size as a function of the step: a climb to the full batch."""
+    guard: GuardConfig = GuardConfig()
+    """What happens to a step whose loss or gradient norm leaps out."""
     eval: EvalConfig = EvalConfig()
     """Validation loss during training."""
     sample: SampleConfig = SampleConfig()

@@ -120,6 +120,24 @@ class Share:
         return _schema(cls)
 
 
+_SKIP = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*")
+
+
+def parse_skips(text: str | None) -> tuple[tuple[int, int], ...]:
+    """Read `"1200+200, 5000+100"`: from step 1200 on 200 batches are left out, from step 5000 on another 100.
+
+    Raises ValueError saying what is accepted; steps must ascend, so that each place is named once.
+    """
+    if text is None:
+        return ()
+    matches = [_SKIP.fullmatch(part) for part in text.split(",")]
+    found = tuple((int(match[1]), int(match[2])) for match in matches if match)
+    steps = [step for step, _ in found]
+    if len(found) < len(matches) or not all(count for _, count in found) or steps != sorted(set(steps)):
+        raise ValueError('is no list of skips; write STEP+BATCHES, such as "1200+200", or "1200+200, 5000+100"')
+    return found
+
+
 def _schema(kind: type[Duration] | type[Share]) -> CoreSchema:
     return core_schema.no_info_plain_validator_function(
         kind.parse, serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.plain())
