@@ -2,7 +2,9 @@
 
 import json
 import random
+import resource
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,3 +125,19 @@ def bits_of() -> Callable[[Any], Any]:
         return json.dumps(plain), raw
 
     return bits
+
+
+@pytest.fixture
+def no_longer_than() -> Callable[[int], AbstractContextManager[None]]:
+    """As if the disk were full: in the block no file can grow past so many bytes."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

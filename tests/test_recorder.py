@@ -4,6 +4,8 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -13,16 +15,19 @@ from trainwell.evaluate import Evaluation
 from trainwell.fit import steps
 from trainwell.recorder import Recorder
 from trainwell.run import Run
+from trainwell.runs.console import Console
 from trainwell.runs.metrics import MetricsFile
 from trainwell.trainer import StepResult
 
 Build = Callable[..., Run]
 Advance = Callable[[Run, int], None]
+Limit = Callable[[int], AbstractContextManager[None]]
 
 KEYS = {
     "step", "tokens", "epoch", "time", "train/loss", "train/lr", "train/grad_norm", "train/clipped", "train/skipped",
     "train/targets", "train/tokens_per_sec", "train/step_ms", "train/data_ms", "train/mfu",
 }  # fmt: skip
+AT_THE_LOG_CADENCE = {"train/update_norm", "train/weight_norm", "train/clipped_share"}
 
 
 def result_of(step: int, loss: float = 2.0, norm: float = 0.5, *, skipped: bool = False) -> StepResult:
@@ -49,10 +54,34 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 
 def test_every_step_is_a_line_with_the_keys_of_the_contract(build_tiny: Build, advance: Advance) -> None:
-    run = build_tiny(run_dir="runs/a")
+    run = build_tiny(run_dir="runs/a", log={"every": 2})
     advance(run, 3)
     assert [row["step"] for row in rows(run)] == [0, 1, 2]
-    assert all(row.keys() == KEYS for row in rows(run))
+    assert [row.keys() - KEYS for row in rows(run)] == [AT_THE_LOG_CADENCE, set(), AT_THE_LOG_CADENCE]
+
+
+def test_the_clipped_share_is_that_since_it_was_last_given(build_tiny: Build, advance: Advance) -> None:
+    run = build_tiny(run_dir="runs/a", log={"every": 4}, optim={"max_grad_norm": 1e-3})
+    advance(run, 9)
+    shares = [row["train/clipped_share"] for row in rows(run) if "train/clipped_share" in row]
+    assert shares == [1.0, 1.0, 1.0]
+    assert [row["step"] for row in rows(run) if "train/clipped_share" in row] == [0, 4, 8]
+
+
+def test_lines_that_cannot_be_written_wait_and_come_with_the_next(run: Run, no_longer_than: Limit) -> None:
+    run.console = Console(12, 1, screen := StringIO())
+    recorder, metrics = Recorder(run), run.run_dir.metrics_jsonl
+    recorder.add(result_of(0))
+    whole = metrics.read_bytes()
+    with no_longer_than(len(whole) + 40):
+        recorder.add(result_of(1))
+        recorder.add(result_of(2))
+        assert recorder.unwritten is not None
+    assert metrics.read_bytes() == whole, "half a line was taken back"
+    recorder.add(result_of(3))
+    assert recorder.unwritten is None
+    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
+    assert screen.getvalue().count("training goes on, and the lines wait until they can be written") == 1
 
 
 def test_a_line_says_where_the_run_stands_after_its_step(run: Run) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from trainwell import faults
 from trainwell.report.load import load_run
 from trainwell.report.plots import write_plots
 from trainwell.report.verdict import verdict
@@ -18,6 +19,7 @@ def steps(run: Run) -> Iterator[StepResult]:
 
     The body of the `for` sees the step before it is recorded or saved, with its gradients still there.
     """
+    faults.arm_from_environment()
     run.restore()
     with deterministic(run.settings.deterministic):
         run.rehearse()
@@ -27,11 +29,9 @@ def steps(run: Run) -> Iterator[StepResult]:
             due = run.due(result.step)
             if due.save:
                 run.save()  # before evaluating: an evaluation that fails must not lose the run
-            if due.evaluate:
-                run.record(run.evaluate())
-            if due.sample:
-                run.sample()
-            if due.stop:
+            run.observe(due)
+            if run.stopped:
+                run.save()
                 break
     conclude(run)
 
@@ -45,14 +45,19 @@ def fit(run: Run) -> Run:
 
 
 def conclude(run: Run) -> None:
-    """Draw the plots, say how it went and where everything is."""
+    """Wait until the last state is on disk, say how it went and where everything is; draw what is finished."""
+    run.finish()
     data = load_run(run.run_dir.path)
-    plots = write_plots(data)
     run.console.message(verdict(data))
-    run.console.message(
-        f"checkpoint: {run.run_dir.checkpoints / f'step-{run.trainer.step}'}\n"
-        f"plots: {', '.join(str(plot) for plot in plots)}"
-    )
+    run.console.message(f"checkpoint: {run.run_dir.checkpoints / f'step-{run.trainer.step}'}")
+    if run.stopped and not run.finished:
+        return  # whoever stops a run waits for it
+    try:
+        plots = write_plots(data)
+    except OSError as error:
+        run.console.message(f"no plots: {error}")
+    else:
+        run.console.message(f"plots: {', '.join(str(plot) for plot in plots)}")
 
 
 @contextmanager

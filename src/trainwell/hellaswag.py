@@ -4,7 +4,7 @@ The questions come from a file on disk. Knows no configuration and no run.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def hellaswag(
     *,
     context: int,
     autocast: torch.dtype | None = None,
+    between: Callable[[], None] | None = None,
 ) -> HellaSwagScore:
     """Score `model` on `questions`, at least one: an ending wins by the least loss over its own tokens.
 
@@ -78,12 +79,13 @@ def hellaswag(
         questions: as `read_hellaswag` gives them.
         context: how many ids the model can read.
         autocast: compute in this type.
+        between: called before each batch; what it raises ends the scoring.
 
     Raises:
         DataError: for text that the tokenizer cannot encode.
     """
     rows = [row for question in questions for row in _rows(question, tokenizer)]
-    found = likelihoods(model, rows, context=context, autocast=autocast)
+    found = likelihoods(model, rows, context=context, autocast=autocast, between=between)
     by_sum = by_mean = 0
     for number, question in enumerate(questions):
         endings = found[number * ENDINGS : (number + 1) * ENDINGS]
@@ -106,6 +108,7 @@ def likelihoods(
     context: int,
     vocab_size: int | None = None,
     autocast: torch.dtype | None = None,
+    between: Callable[[], None] | None = None,
 ) -> list[Likelihood]:
     """Say how likely `model` finds the last ids of each row, each id given all before it that fit into `context`.
 
@@ -118,6 +121,8 @@ def likelihoods(
     device = next(model.parameters()).device
     with evaluating(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
         for numbers in _together([len(ids) for ids, _ in cut]):
+            if between is not None:
+                between()
             some = _of_batch(model, [cut[number] for number in numbers], vocab_size, device)
             for number, likelihood in zip(numbers, some, strict=True):
                 found[number] = likelihood

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainwell.checkpoint.layout import saved_steps
 from trainwell.data.batches import Prefetch
-from trainwell.errors import ConfigError
+from trainwell.errors import ConfigError, DivergedError, StorageError
 from trainwell.evaluate import Evaluation
+from trainwell.incidents import measure, numbered
+from trainwell.runs.incidents import write_incident
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.throughput import mfu, peak_flops, tokens_per_second
 from trainwell.trainer import StepResult
@@ -34,6 +37,10 @@ class Recorder:
         self._peak_flops = peak_flops(run.settings.device_name, run.settings.precision)
         self._waiting: list[tuple[StepResult, dict[str, Any], float, float]] = []
         self._logged: dict[str, float | torch.Tensor] = {}
+        self._unwritten: list[dict[str, Any]] = []
+        self.unwritten: StorageError | None = None
+        """Why lines are waiting that should be in the file; None when none are."""
+        self._clipped: list[bool] = []
         self._elapsed_s = 0.0
         self._mark = time.perf_counter()
 
@@ -77,7 +84,28 @@ class Recorder:
             "val/bpb": evaluation.bits_per_byte,
             **{f"val/{name}": value for name, value in evaluation.parts.items()},
         }
-        self._file.append({key: value for key, value in row.items() if value is not None})
+        self._write([{key: value for key, value in row.items() if value is not None}])
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows to the file; where that fails they wait, training goes on, and the next ones take them along."""
+        self._unwritten += rows
+        if not self._unwritten:
+            return
+        try:
+            self._file.append(*self._unwritten)
+        except StorageError as error:
+            if self.unwritten is None:
+                self._console.message(f"{error}; training goes on, and the lines wait until they can be written")
+            self.unwritten = error
+        else:
+            self._unwritten, self.unwritten = [], None
+
+    def sync(self) -> None:
+        """Force what is written to the disk, so that no checkpoint is ahead of its metrics after a power cut."""
+        try:
+            self._file.sync()
+        except StorageError as error:
+            self._console.message(f"{error}; training goes on")
 
     def _place(self, state: int) -> dict[str, Any]:
         """Where a run stands at a state: what is known of it without looking at the device."""
@@ -90,10 +118,9 @@ class Recorder:
 
     def flush(self, *, check: bool = True) -> None:
         """Read, write and print what waits; raise DivergedError when that shows that the run has diverged."""
-        rows = [self._row(*waiting) for waiting in self._waiting]
-        self._waiting = []
-        if rows:
-            self._file.append(*rows)
+        waiting, self._waiting = self._waiting, []
+        rows = [self._row(*each) for each in waiting]
+        self._write(rows)
         for row in rows:
             self._console.step_line(
                 row["step"],
@@ -103,8 +130,47 @@ class Recorder:
                 row["train/step_ms"] / 1000,
                 row["train/tokens_per_sec"],
             )
+        for (result, *_), row in zip(waiting, rows, strict=True):
+            self._look_into(result, row)
         if rows and check:
             self._run.trainer.guard.check(rows[-1]["step"])
+            self._stop_on_spike(rows)
+
+    def _look_into(self, result: StepResult, row: dict[str, Any]) -> None:
+        """Say what is the matter with a step that leapt out or was skipped, and leave evidence of it in incidents/."""
+        if not (row.get("train/spike") or row["train/skipped"]):
+            return
+        run, step = self._run, result.step
+        reason = row.get("train/why") or "loss or gradient norm leapt out"
+        done = "no update was made" if row["train/skipped"] else "the update was made"
+        self._console.message(
+            f"step {step:4d} | {reason}; {done}. To look into it: trainwell show {run.run_dir.path}@{step}"
+        )
+        try:
+            write_incident(
+                run.run_dir,
+                measure(
+                    run.trainer,
+                    result,
+                    reason=reason,
+                    autocast=run.settings.autocast,
+                    decode=None if run.tokenizer is None else run.tokenizer.decode,
+                ),
+            )
+        except StorageError as error:
+            self._console.message(str(error))
+        self.pause()
+
+    def _stop_on_spike(self, rows: list[dict[str, Any]]) -> None:
+        spikes = [row["step"] for row in rows if row.get("train/spike")]
+        if self._plan.config.guard.policy != "stop" or not spikes:
+            return
+        path, saved = self._run.run_dir.path, [s for s in saved_steps(self._run.run_dir.checkpoints) if s <= spikes[0]]
+        goes_on = f"{path}@{saved[-1]}" if saved else f"{path}"
+        raise DivergedError(
+            f"step {spikes[0]} leapt out, and guard.policy is stop. Look at it with trainwell "
+            f"show {path}@{spikes[0]}; to go on without that text: trainwell train {goes_on} --run NEW --skip 200"
+        )
 
     def _row(self, result: StepResult, logged: dict[str, Any], step_s: float, data_wait_s: float) -> dict[str, Any]:
         step, config = result.step, self._plan.config
@@ -115,12 +181,13 @@ class Recorder:
             planned, result.positions or planned
         )  # rows of examples are shorter than planned, and filler is not read
         speed = tokens_per_second(read, max(step_s, 1e-9))
+        clipped = clipping and norm > (config.optim.max_grad_norm or 0)
         row: dict[str, Any] = self._place(step + 1) | {
             "step": step,
             "train/loss": float(result.loss),
             "train/lr": result.lr,
             "train/grad_norm": norm,
-            "train/clipped": clipping and norm > (config.optim.max_grad_norm or 0),
+            "train/clipped": clipped,
             "train/skipped": bool(result.skipped),
             "train/targets": int(result.targets),
             "train/tokens_per_sec": round(speed, 2),
@@ -131,7 +198,37 @@ class Recorder:
         if self._run.settings.device == "cuda":
             row["mem/peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
         named = {f"train/{name}": float(value) for name, value in result.parts.items()}
-        return row | named | {name: _plain(value) for name, value in logged.items()}
+        return (
+            row
+            | named
+            | self._norms(result, clipped)
+            | self._alarm(result)
+            | {name: _plain(value) for name, value in logged.items()}
+        )
+
+    def _norms(self, result: StepResult, clipped: bool) -> dict[str, float]:
+        """What leads the loss, at the log cadence: norms of update and weights, clipped share since the last ones."""
+        self._clipped.append(clipped)
+        if result.update_norm is None or result.weight_norm is None:
+            return {}
+        share, self._clipped = sum(self._clipped) / len(self._clipped), []
+        return {
+            "train/update_norm": float(result.update_norm),
+            "train/weight_norm": float(result.weight_norm),
+            "train/clipped_share": round(share, 4),
+        }
+
+    def _alarm(self, result: StepResult) -> dict[str, Any]:
+        """Of a step that leapt out or was skipped: which it was, why, and what it read."""
+        spike, skipped = result.spike is not None and bool(result.spike), bool(result.skipped)
+        if not (spike or skipped):
+            return {}
+        found: dict[str, Any] = {"train/spike": True} if spike else {}
+        latest = result.step == self._run.trainer.step - 1  # whose gradients are still there
+        if skipped and not spike:
+            found["train/why"] = self._run.trainer.why_skipped(result) if latest else "loss or norm was not finite"
+        source = numbered(self._run.batches)
+        return found if source is None else found | {"train/windows": source.indices(result.step).tolist()}
 
     def _utilisation(self, speed: float) -> float | None:
         if self._run.flops_per_token is None or self._peak_flops is None:

@@ -5,14 +5,15 @@ What a step does is the trainer's; what a file looks like is the business of `ru
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, Self
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from torch import nn
 
+from trainwell import faults
 from trainwell.answers import continued, prompt_ids
 from trainwell.checkpoint.layout import write_synced
 from trainwell.checkpoint.store import CheckpointStore
@@ -22,7 +23,7 @@ from trainwell.data.batches import BatchSource, MicroBatch, Prefetch
 from trainwell.data.order import seed_for
 from trainwell.data.templates import Template
 from trainwell.data.tokenizer import Tokenizer
-from trainwell.errors import ConfigError, DataError, StorageError
+from trainwell.errors import ConfigError, StorageError
 from trainwell.evaluate import Evaluation, evaluate
 from trainwell.hellaswag import Question, hellaswag
 from trainwell.model.loss import Loss
@@ -30,42 +31,16 @@ from trainwell.planning.bands import Band, band_line
 from trainwell.planning.resolve import Plan
 from trainwell.planning.target import best_evaluation
 from trainwell.recorder import Recorder
-from trainwell.runs.console import Console, parts_line, short_time
+from trainwell.rehearsal import rehearse
+from trainwell.runs.console import Console, parts_line
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
+from trainwell.runs.samples import Sample, SamplesFile
+from trainwell.saver import Saver, Stateful
 from trainwell.settings import Settings, environment
 from trainwell.trainer import Trainer
 
-_BACKWARD_AND_UPDATE = 3.2
-"""A training step takes about so many times its forward pass."""
-
-
-class Stateful(Protocol):
-    """Anything that can be saved with a run."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers, text, and dicts and lists of them."""
-
-    def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Restore what state_dict gave."""
-
-
-def load_trainer(trainer: Trainer, state: dict[str, Any], source: str, *, own_settings: bool = False) -> None:
-    """Restore a trainer, or raise ConfigError naming the `source` whose state does not fit it.
-
-    A checkpoint carries the optimizer's settings with its state; `own_settings` keeps those of this trainer.
-    """
-    own = [{key: value for key, value in group.items() if key != "params"} for group in trainer.optimizer.param_groups]
-    try:
-        trainer.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"the weights or the optimizer's state in {source} do not fit this run; give both the same model and "
-            f"optim.name, tokenizer and data.seq_len. {str(error).splitlines()[-1].strip()}"
-        ) from error
-    if own_settings:
-        for group, settings in zip(trainer.optimizer.param_groups, own, strict=True):
-            group.update(settings)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -75,7 +50,10 @@ class Due:
     save: bool
     evaluate: bool
     sample: bool
-    stop: bool
+
+
+class _GivenUpError(Exception):
+    """An evaluation or a sample was left in its middle, because the run is asked to stop."""
 
 
 @dataclass(kw_only=True)
@@ -128,15 +106,16 @@ class Run:
 
     def __post_init__(self) -> None:
         self.console = Console(self.num_steps, self.config.log.every)
-        self.store = CheckpointStore(self.run_dir.checkpoints, keep=self.config.checkpoint.keep)
+        self.saver = Saver(self)
         self.metrics = Recorder(self)
         self.stopped = False
         self._closed = False
-        self._kept: dict[str, Stateful] = {}
         self._resources = ExitStack()
         self._restored = False
+        self._given_up = False
         self._best: tuple[float, int] | None = None
-        self._saved: int | None = None
+        self._samples_file = SamplesFile(self.run_dir.samples_txt)
+        self.trainer.measure_every = self.config.log.every
 
     @property
     def num_steps(self) -> int:
@@ -144,15 +123,25 @@ class Run:
         return self.plan.num_steps
 
     @property
-    def _samples(self) -> bool:
+    def finished(self) -> bool:
+        """Whether every step is taken, and what was due after the last one done."""
+        return self.trainer.step >= self.num_steps and not self._given_up
+
+    @property
+    def samples(self) -> bool:
         """Whether text is drawn from it in between."""
         return self.tokenizer is not None and not self.labels and self.config.sample.every is not None
+
+    @property
+    def store(self) -> CheckpointStore:
+        """Its checkpoints."""
+        return self.saver.store
 
     def keep(self, name: str, part: Stateful) -> None:
         """Save, verify and restore `part` with the run; call it before the first step."""
         if self._restored:
             raise ConfigError(f"keep({name!r}) comes after the run was restored; call it before steps(run) or fit(run)")
-        self._kept[name] = part
+        self.saver.kept[name] = part
 
     def log(self, **values: Any) -> None:
         """Add values (numbers, text, one-element tensors) to the current step's line in metrics.jsonl."""
@@ -163,19 +152,17 @@ class Run:
         self.stopped = True
 
     def due(self, step: int) -> Due:
-        """What is to be done after `step`: a function of the step, and of whether a stop was asked for."""
+        """What is to be done after `step`: a function of the step and of nothing else."""
         state = step + 1
         last = state == self.num_steps
-        stop = self.stopped and not last
 
         def on(every: int | None) -> bool:
             return last or (every is not None and state % every == 0)
 
         return Due(
-            save=stop or on(self.plan.save_every),
-            evaluate=not stop and self.val is not None and on(self.plan.eval_every),
-            sample=not stop and self._samples and on(self.plan.sample_every),
-            stop=stop,
+            save=on(self.plan.save_every),
+            evaluate=self.val is not None and on(self.plan.eval_every),
+            sample=self.samples and on(self.plan.sample_every),
         )
 
     def restore(self) -> None:
@@ -190,44 +177,21 @@ class Run:
             self.console.message(line)
         step = self.store.newest(self.console.message)
         if step is not None:
-            self._load(self.store, step)
+            self.saver.load(self.store, step)
             done = f"{self.run_dir.path} is finished: {step:,} of {self.num_steps:,} steps"
             goes_on = f"continuing {self.run_dir.path} from step {step:,} of {self.num_steps:,}"
             self.console.message(goes_on if step < self.num_steps else done)
         elif self.parent is not None:
-            self._load(CheckpointStore(self.parent[0].checkpoints), self.parent[1], same_data=False)
+            self.saver.load(CheckpointStore(self.parent[0].checkpoints), self.parent[1], own_run=False)
             self.console.message(
                 f"branching from {self.parent[0].path} at step {self.parent[1]:,} into {self.run_dir.path}"
             )
+        faults.reach("resume.before_rewind", self.trainer.step)
         MetricsFile(self.run_dir.metrics_jsonl).rewind(self.trainer.step, self.run_dir.attempts)
+        self._samples_file.rewind(self.trainer.step, self.run_dir.attempts)
         self._describe()
         self._best = best_evaluation(self.run_dir)
         self.metrics.begin()
-
-    def _load(self, store: CheckpointStore, step: int, *, same_data: bool = True) -> None:
-        state, meta = store.load(step)
-        if same_data and meta["data"] != self.facts:
-            then, now = meta["data"], self.facts
-            differing = "; ".join(
-                f"{key}: {then.get(key)} then, {now.get(key)} now" for key in now if then.get(key) != now[key]
-            )
-            raise DataError(
-                f"the data is not what {self.run_dir.path} was trained on ({differing}). Bring that text back, or "
-                f"branch from it: trainwell train {self.run_dir.path}@{step} --run NEW"
-            )
-        missing, unknown = self._kept.keys() - state["kept"].keys(), state["kept"].keys() - self._kept.keys()
-        if missing and same_data:
-            raise ConfigError(
-                f"{store.folder} holds no state of {', '.join(sorted(missing))}; it was not kept when it was saved"
-            )
-        if unknown:
-            self.console.message(
-                f"state of {', '.join(sorted(unknown))} in the checkpoint is left alone: nothing here keeps it"
-            )
-        load_trainer(self.trainer, state["trainer"], f"{store.folder}/step-{step}", own_settings=not same_data)
-        for name in self._kept.keys() - missing:
-            self._kept[name].load_state_dict(state["kept"][name])
-        self._saved = step if same_data else None
 
     def _describe(self) -> None:
         """Write what the run is: config.yaml each time, env.json and the tokenizer once."""
@@ -252,48 +216,59 @@ class Run:
             ) from error
 
     def rehearse(self) -> None:
-        """Do once what will be needed later, so that faults show now: evaluate a batch, draw a token, write a file.
+        """Do once what will be needed later; a fresh run then evaluates fully, at step 0.
 
-        Nothing is recorded and nothing changes; a fresh run then evaluates fully, at step 0.
+        A run that goes on makes up for what it had no time for when it ended: what is due at its state and not on file.
         """
-        if self.trainer.step >= self.num_steps:
-            return
-        self._rehearse_file()
-        if self._samples:
-            self._generate(1)
-        if self.val is not None:
-            self._rehearse_evaluation(next(iter(self.val())))
-        if self.val is not None and self.trainer.step == 0 and self.config.eval.every is not None:
-            self.record(self.evaluate())
+        if self.trainer.step < self.num_steps:
+            rehearse(self)
+        if self.trainer.step == 0:
+            at_start = self.val is not None and self.config.eval.every is not None
+            self.observe(Due(save=False, evaluate=at_start, sample=False))
+        elif self.saver.step == self.trainer.step:
+            self.observe(self._missed(self.due(self.trainer.step - 1)))
         self.metrics.pause()
 
-    def _rehearse_file(self) -> None:
-        trial = self.run_dir.path / ".rehearsal"
-        try:
-            write_synced(trial, bytes(4096))
-            trial.unlink()
-        except OSError as error:
-            raise StorageError(
-                f"{self.run_dir.path} cannot be written: {error}; choose another folder with --run"
-            ) from error
+    def _missed(self, due: Due) -> Due:
+        state = self.trainer.step
+        evaluated = any(row["step"] == state for row in MetricsFile(self.run_dir.metrics_jsonl).read().val)
+        sampled = any(sample.step == state for sample in self._samples_file.read())
+        return replace(due, evaluate=due.evaluate and not evaluated, sample=due.sample and not sampled)
 
-    def _rehearse_evaluation(self, first: MicroBatch) -> None:
-        seconds = math.inf
-        for _ in range(2):
-            begin = time.perf_counter()
-            evaluate(self.model, lambda: [first], self.loss, autocast=self.settings.autocast)
-            seconds = min(seconds, time.perf_counter() - begin)
-        before = self.plan.batch.examples_before
-        micro_batches = (before(self.num_steps) - before(self.trainer.step)) / self.settings.micro_batch
-        left = micro_batches * seconds * _BACKWARD_AND_UPDATE
-        self.console.message(f"about {short_time(left)} to go, judged by one forward pass")
+    def observe(self, due: Due) -> None:
+        """Evaluate and sample what is due; given up when a stop is asked for, and made up for when the run goes on."""
+        if not (due.evaluate or due.sample):
+            return
+        try:
+            self._go_on()
+            if due.evaluate:
+                self.record(self.evaluate())
+            if due.sample:
+                self.sample()
+        except _GivenUpError:
+            self._given_up = True
+
+    def _go_on(self) -> None:
+        if self.stopped:
+            raise _GivenUpError
+
+    def _unless_stopped(self, parts: Iterable[_T], point: str) -> Iterator[_T]:
+        for part in parts:
+            yield part
+            faults.reach(point, self.trainer.step)
+            self._go_on()
 
     def evaluate(self) -> Evaluation:
         """Evaluate the model as it is now."""
-        if self.val is None:
+        val = self.val
+        if val is None:
             raise ConfigError("this run has no validation data; give some with build(val=...)")
         found = evaluate(
-            self.model, self.val, self.loss, autocast=self.settings.autocast, bytes_per_token=self.bytes_per_token
+            self.model,
+            lambda: self._unless_stopped(val(), "eval.mid"),
+            self.loss,
+            autocast=self.settings.autocast,
+            bytes_per_token=self.bytes_per_token,
         )
         if not self.questions or self.tokenizer is None:
             return found
@@ -303,6 +278,7 @@ class Run:
             self.questions,
             context=self.plan.seq_len,
             autocast=self.settings.autocast,
+            between=self._go_on,
         )
         asked = {"hellaswag": score.accuracy_norm, "hellaswag/sum": score.accuracy}
         return replace(found, parts={**found.parts, **asked})
@@ -324,22 +300,34 @@ class Run:
     def sample(self) -> None:
         """Generate text from the current state; print it and append it to samples.txt."""
         between = "" if self.template is None else " -> "
-        text = f"{self.config.sample.prompt}{between}{self._generate(self.config.sample.tokens)}"
+        with closing(self._drawn(self.config.sample.tokens)) as ids:
+            drawn = self._decoded(self._unless_stopped(ids, "sample.mid"))
+        text = f"{self.config.sample.prompt}{between}{drawn}"
         self.write_sample(text)
         self.console.message(f"step {self.trainer.step:4d} | sample: {text}")
         self.metrics.pause()
 
     def write_sample(self, text: str) -> None:
         """Append text that the current state generated from the run's prompt to samples.txt."""
-        about = f"=== step {self.trainer.step} | prompt {json.dumps(self.config.sample.prompt)} ==="
-        with self.run_dir.samples_txt.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{about}\n{text}\n")
+        about = f"prompt {json.dumps(self.config.sample.prompt)}"
+        try:
+            self._samples_file.append(Sample(self.trainer.step, about, text))
+        except StorageError as error:
+            self.console.message(f"{error}; training goes on without this sample")
 
-    def _generate(self, max_tokens: int) -> str:
+    def generate(self, max_tokens: int) -> str:
+        """Text that continues the run's prompt, the same for the same state."""
+        return self._decoded(self._drawn(max_tokens))
+
+    def _decoded(self, ids: Iterable[int]) -> str:
+        assert self.tokenizer is not None, "drawn with it"
+        return self.tokenizer.decode(list(ids))
+
+    def _drawn(self, max_tokens: int) -> Generator[int, None, None]:
         tokenizer, how = self.tokenizer, self.config.sample
         if tokenizer is None:
             raise ConfigError("this run's data was given as ids, so there is no tokenizer and no text to sample")
-        ids = continued(
+        yield from continued(
             self.model,
             tokenizer,
             self.template,
@@ -350,32 +338,50 @@ class Run:
             top_k=how.top_k,
             seed=seed_for(self.config.seed, "sample", self.trainer.step),
         )
-        return tokenizer.decode(list(ids))
 
     def save(self) -> None:
-        """Save the current state, verified, unless it is saved already."""
-        step = self.trainer.step
-        if step == self._saved:
+        """Save the current state, verified, unless it is saved already; a failure is reported and ends nothing."""
+        if self.saver.step == self.trainer.step:
             return
         self.metrics.flush()
-        kept = {name: part.state_dict() for name, part in self._kept.items()}
-        state = {"trainer": self.trainer.state_dict(), "kept": kept}
-        protected = {self._best[1]} if self._best is not None else set()
-        self.store.save(step, state, {"data": self.facts, "tokens": self.plan.batch.tokens_before(step)}, protected)
-        self._saved = step
+        self.metrics.sync()
+        self.saver.save({self._best[1]} if self._best is not None else set())
         self.metrics.pause()
 
-    def close(self) -> None:
-        """Write what waits, end the data thread, give the folder back; may be called again."""
-        self._closed = True
+    def finish(self) -> None:
+        """Wait until the last state and all metrics are on disk; what failed is tried once more.
+
+        Raises StorageError when that fails too.
+        """
+        self.saver.join()
+        if self.saver.failed is not None:
+            self.save()
+            self.saver.join()
         self.metrics.flush(check=False)
-        self.console.close()
-        if isinstance(self.batches, Prefetch):
-            self.batches.close()
-        self._resources.close()
+        problem = self.saver.failed or self.metrics.unwritten
+        if problem is not None:
+            raise problem
+
+    def close(self, *, failed: bool = False) -> None:
+        """Write what waits, end the threads, give the folder back; may be called again.
+
+        Raises StorageError where the last state or metrics could not be written, unless the run has `failed` already.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        with self._resources:
+            self.metrics.flush(check=False)
+            self.console.close()
+            if isinstance(self.batches, Prefetch):
+                self.batches.close()
+            self.saver.close()
+            problem = self.saver.failed or self.metrics.unwritten
+            if problem is not None and not failed:
+                raise problem
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close(failed=error is not None)

@@ -70,7 +70,7 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
     """Make every open choice, as the run made it before where it is `recorded`; `say` hears what cannot be kept."""
     before = recorded or {}
     device = _device(config, before, say)
-    precision = _precision(config, device, before)
+    precision = _precision(config, device, before, say)
     threads = before.get("threads", torch.get_num_threads())
     if threads > (os.cpu_count() or threads):
         say(
@@ -91,7 +91,7 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
         precision=precision,
         compile=_compile(config, plan, device, before),
         kernels=config.kernels,
-        micro_batch=before.get("micro_batch") or _micro_batch(config, plan, device, precision),
+        micro_batch=_micro_batch(config, plan, device, precision, before.get("micro_batch")),
         threads=threads,
         matmul_precision=torch.get_float32_matmul_precision(),
         deterministic=device == "cpu" or config.deterministic,
@@ -112,13 +112,18 @@ def recorded_settings(run_dir: RunDir) -> dict[str, Any] | None:
 
 def environment(settings: Settings) -> dict[str, Any]:
     """What env.json says of the software, the machine and the choices."""
-    packages = ("trainwell", "torch", "numpy", "safetensors")
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": versions(),
         "platform": platform.platform(),
         "command": sys.argv,
         "settings": asdict(settings),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that decides bits."""
+    packages = ("trainwell", "torch", "numpy", "safetensors")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str:
@@ -159,11 +164,14 @@ def _device_name(device: str) -> str:
     )
 
 
-def _precision(config: RunConfig, device: str, before: dict[str, Any]) -> Precision:
+def _precision(config: RunConfig, device: str, before: dict[str, Any], say: Callable[[str], None]) -> Precision:
     if config.precision == "fp16" and device == "cpu":
         raise ConfigError("precision: fp16 is not for training on a CPU, which device auto comes to; give fp32 or bf16")
     if config.precision != "auto":
         return config.precision
+    if before.get("precision") == "fp16" and device == "cpu":
+        say("the run computed in fp16, which is not for training on a CPU: it continues in fp32, not bitwise the same")
+        return "fp32"
     if "precision" in before:
         return before["precision"]  # type: ignore[no-any-return]
     if config.kernels == "reference":
@@ -183,11 +191,16 @@ def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any])
     return bool(before.get("compile", device == "cuda" and plan.num_steps >= _COMPILE_PAYS_AFTER_STEPS))
 
 
-def _micro_batch(config: RunConfig, plan: Plan, device: str, precision: Precision) -> int:
-    """The configured one; or an estimate: the whole batch, or the largest power of two that fits half of the memory."""
+def _micro_batch(config: RunConfig, plan: Plan, device: str, precision: Precision, before: int | None) -> int:
+    """The configured one; the one of `before`; or an estimate.
+
+    That is the whole batch, or the largest power of two that fits half of the memory.
+    """
     largest = max(plan.batch.batch_size, 1)
     if config.micro_batch != "auto":
         return min(config.micro_batch, largest)
+    if before is not None:
+        return before
 
     def estimate(size: int) -> MemoryEstimate:
         return memory(config, plan.vocab_size or 50304, plan.seq_len, size, precision)

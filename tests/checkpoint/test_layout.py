@@ -112,6 +112,12 @@ def test_a_missing_file_is_named(checkpoint: Path) -> None:
     assert f"{TENSORS} is missing" in damage_of(checkpoint)
 
 
+def test_a_bit_that_changes_no_value_is_damage_too(checkpoint: Path) -> None:
+    text = (checkpoint / MANIFEST).read_text()
+    (checkpoint / MANIFEST).write_text(text.replace("\n ", "\n  ", 1))
+    assert "its manifest is not as it was written" in damage_of(checkpoint)
+
+
 def test_a_newer_format_is_told_from_damage(tmp_path: Path) -> None:
     directory = tmp_path / "step-1"
     directory.mkdir()

@@ -2,9 +2,9 @@
 
 import os
 import pickle
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from trainwell.checkpoint.layout import MANIFEST, TENSORS, directory_of, saved_steps
-from trainwell.checkpoint.state import same_bits
+from trainwell.checkpoint.state import Staging, same_bits
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.errors import ConfigError, StorageError
 
@@ -152,11 +152,66 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(store: CheckpointSt
         store.load(2)
 
 
-def test_one_without_a_manifest_is_not_even_a_candidate(store: CheckpointStore) -> None:
+def test_one_without_a_manifest_is_passed_over_with_the_reason(store: CheckpointStore) -> None:
     for step in (1, 2):
         store.save(step, state_of(step), {})
     (store.folder / "step-2" / MANIFEST).unlink()
-    assert found(store) == (1, [])
+    newest, said = found(store)
+    assert newest == 1
+    assert "not a complete checkpoint" in said[0]
+
+
+def test_where_none_is_whole_nothing_is_begun_anew_by_itself(store: CheckpointStore) -> None:
+    for step in (1, 2):
+        flip(store.save(step, state_of(step), {}) / TENSORS)
+    with pytest.raises(
+        StorageError, match=r"none of its checkpoints is whole \(steps 1, 2\); bring one back from a copy"
+    ):
+        found(store)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_noticed(store: CheckpointStore) -> None:
+    for step in (1, 2):
+        store.save(step, state_of(step), {})
+    shutil.rmtree(store.folder / "step-2")
+    shutil.copytree(store.folder / "step-1", store.folder / "step-2")
+    newest, said = found(store)
+    assert newest == 1
+    assert "its manifest is that of step 1" in said[0]
+
+
+def test_nothing_goes_before_two_good_ones_are_there(store: CheckpointStore) -> None:
+    for step in range(1, 4):
+        store.save(step, state_of(step), {})
+    for step in range(4, 8):
+        flip(store.folder / f"step-{step - 1}" / TENSORS)
+        store.save(step, state_of(step), {})
+    assert found(store)[0] == 7
+    flip(store.folder / "step-7" / TENSORS)
+    assert found(store)[0] == 2
+    for step in (8, 9):
+        store.save(step, state_of(step), {})
+    assert names(store) == ["step-7", "step-8", "step-9"]
+
+
+def test_the_first_of_every_stretch_is_kept_for_good(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2, keep_every=10)
+    for step in range(4, 40, 4):
+        store.save(step, state_of(step), {})
+    assert names(store) == ["step-12", "step-20", "step-32", "step-36"]
+
+
+def test_the_first_bytes_of_a_state_are_copied_into_memory_that_exists_already() -> None:
+    state = {"a": torch.arange(5.0), "b": torch.ones(3, 2, dtype=torch.bfloat16).t(), "none": torch.zeros(0)}
+    staging = Staging(1000)
+    place = staging.copy(state)["a"].data_ptr()
+    copied = staging.copy(state)
+    assert copied["a"].data_ptr() == place
+    assert all(same_bits(copied[name], tensor) for name, tensor in state.items())
+    assert copied["a"].data_ptr() != state["a"].data_ptr()
+    assert staging.size == 1000
+    assert same_bits(staging.copy({"large": torch.ones(1000)})["large"], torch.ones(1000))
+    assert staging.size >= 4000
 
 
 def test_a_save_takes_the_place_of_a_damaged_directory(store: CheckpointStore) -> None:
@@ -226,24 +281,15 @@ def test_a_tensor_file_is_one_that_others_can_read(store: CheckpointStore) -> No
         assert list(file.keys()) == ["trainer.model.w"]
 
 
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """As if the disk were full: no file can grow past `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [0, 10_000])
-def test_a_full_disk_is_a_message_and_costs_no_older_checkpoint(store: CheckpointStore, size: int) -> None:
+def test_a_full_disk_is_a_message_and_costs_no_older_checkpoint(
+    store: CheckpointStore, no_longer_than: Callable[[int], AbstractContextManager[None]], size: int
+) -> None:
     for step in (1, 2, 3):
         store.save(step, state_of(step), {})
     with (
-        files_no_longer_than(size),
-        pytest.raises(StorageError, match=r"step-4 could not be written: .*; free space or choose another folder"),
+        no_longer_than(size),
+        pytest.raises(StorageError, match=r"step-4 could not be written: .*; there is no room: free some"),
     ):
         store.save(4, {"w": torch.zeros(100_000)}, {})
     assert names(store) == ["step-1", "step-2", "step-3"]

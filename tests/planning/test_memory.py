@@ -198,8 +198,9 @@ def test_dropout_keeps_a_byte_for_each_of_two_masks() -> None:
 def test_a_line_says_the_sum_its_assumptions_and_its_parts_largest_first() -> None:
     assert memory_line(resolve(load("demo"))) == (
         "39.7 MB in fp32 with micro-batches of 8: 26.2 MB activations, 5.15 MB AdamW, 3.16 MB head and loss, "
-        "2.58 MB weights, 2.58 MB gradients"
+        "2.58 MB weights, 2.58 MB gradients; 7.73 MB on the host to save from in the background"
     )
+    assert "on the host" not in str(memory_line(resolve(load("demo", flags={"checkpoint.asynchronous": False}))))
 
 
 def test_what_the_configuration_leaves_open_is_assumed_in_the_open() -> None:

@@ -34,6 +34,14 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(match.group(1)) for match, entry in named if match and (entry / MANIFEST).is_file())
 
 
+def candidates(folder: Path) -> list[int]:
+    """Steps whose directories have the name, ascending, with or without a manifest."""
+    if not folder.is_dir():
+        return []
+    named = [_NAME.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir()]
+    return sorted(int(match.group(1)) for match in named if match)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint holds: the state as JSON with tensors named, and free facts about the run in `meta`."""
@@ -54,14 +62,14 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         "meta": manifest.meta,
         "state": manifest.state,
     }
-    text = json.dumps(content | {"digest": _digest(content)}, indent=1)
-    write_synced(directory / MANIFEST, text.encode())
+    write_synced(directory / MANIFEST, _written(content))
 
 
 def read_manifest(directory: Path, *, verify_files: bool = True) -> Manifest:
     """Read a manifest and verify it, and the files it names; raise StorageError saying what does not hold."""
     try:
-        content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        text = (directory / MANIFEST).read_bytes()
+        content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
@@ -75,6 +83,8 @@ def read_manifest(directory: Path, *, verify_files: bool = True) -> Manifest:
         raise StorageError(
             f"{directory}: format {content['format']}, this trainwell reads {FORMAT}; use the one it was made with"
         )
+    if text != _written(content):
+        raise StorageError(f"{directory}: its manifest is not as it was written; the checkpoint is damaged")
     if verify_files:
         for problem in _damaged(directory, content["files"]):
             raise StorageError(f"{directory}: {problem}; the checkpoint is damaged")
@@ -95,6 +105,11 @@ def _damaged(directory: Path, files: dict[str, dict[str, Any]]) -> Iterator[str]
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
+
+
+def _written(content: dict[str, Any]) -> bytes:
+    """The one way in which a manifest is written: a bit that changes no value, 1e-05 to 1E-05, is damage too."""
+    return json.dumps(content | {"digest": _digest(content)}, indent=1).encode()
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 Nothing is pickled, so nothing that is read can run. Tensors that share memory (a tied head) are stored once.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -82,3 +83,53 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of all tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each contiguous and in memory of its own: the file format knows no views."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return found
+
+
+class Staging:
+    """Memory that a state is copied into, so that it can be written while training goes on.
+
+    One stretch of `size` bytes, taken and touched when it is made: a copy then waits for nothing. A state that is
+    larger than was foreseen makes it grow, once.
+    """
+
+    _ALIGNED = 64
+
+    def __init__(self, size: int) -> None:
+        self._memory = torch.zeros(size, dtype=torch.uint8)
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return self._memory.numel()
+
+    def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors, in this memory; valid until the next copy."""
+        places, end = {}, 0
+        for name, tensor in tensors.items():
+            places[name] = end
+            end += -(-tensor.numel() * tensor.element_size() // self._ALIGNED) * self._ALIGNED
+        if end > self.size:
+            self._memory = torch.zeros(end, dtype=torch.uint8)
+        found = {}
+        for name, tensor in tensors.items():
+            size = tensor.numel() * tensor.element_size()
+            found[name] = self._memory[places[name] : places[name] + size].view(tensor.dtype).view(tensor.shape)
+            found[name].copy_(tensor)
+        return found

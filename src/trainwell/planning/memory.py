@@ -44,6 +44,11 @@ class MemoryEstimate:
         return sum(getattr(self, field.name) for field in fields(self))
 
     @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint on disk, and of the buffers on the host that it is written from in the background."""
+        return self.parameters + self.optimizer
+
+    @property
     def of_micro_batch(self) -> int:
         """What grows with the micro-batch; the rest does not."""
         return self.activations + self.logits
@@ -159,7 +164,13 @@ def memory_line(plan: Plan) -> str | None:
     more = (
         f", {in_bytes(larger.total - estimate.total)} for each further sequence" if config.micro_batch == "auto" else ""
     )
-    return f"{in_bytes(estimate.total)} in {precision} with micro-batches of {micro_batch_of(plan)}{more}: {listed}"
+    buffers = (
+        f"; {in_bytes(estimate.checkpoint)} on the host to save from in the background"
+        if config.checkpoint.asynchronous
+        else ""
+    )
+    size = micro_batch_of(plan)
+    return f"{in_bytes(estimate.total)} in {precision} with micro-batches of {size}{more}: {listed}{buffers}"
 
 
 def precision_of(config: RunConfig) -> Precision:

@@ -1,7 +1,8 @@
 """What a run comes to, in the few lines printed before its first step."""
 
-from trainwell.planning.describe import batch_line, schedule_line
+from trainwell.planning.describe import batch_line, schedule_line, skip_lines
 from trainwell.planning.lints import findings
+from trainwell.planning.memory import memory_line
 from trainwell.planning.resolve import Plan
 from trainwell.runs.console import short_count
 
@@ -16,7 +17,9 @@ def summary(plan: Plan, parameters: int) -> list[str]:
         f"{config.name}: {parameters:,} parameters, {plan.num_steps:,} steps of {batch_line(plan)}{in_all}",
         *([] if config.init_from is None else [f"weights: those of {config.init_from} to begin with"]),
         f"data: {_data(plan)}{ratio}",
+        *skip_lines(plan),
         f"schedule: {schedule_line(plan)}",
+        *([] if (line := memory_line(plan)) is None else [f"memory: {line}"]),
         *(finding.line() for finding in findings(plan)),
     ]
 

@@ -4,14 +4,17 @@ Knows lines and steps, not what the numbers mean. Strict JSON: a number that is 
 says which it was; reading gives the number back.
 """
 
+import errno
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from trainwell import faults
 from trainwell.errors import StorageError
 
 Row = dict[str, Any]
@@ -36,11 +39,31 @@ class MetricsFile:
     path: Path
 
     def append(self, *records: Mapping[str, object]) -> None:
-        """Write the records, one line each, in a single write; raise StorageError when that fails."""
-        text = "".join(_to_line(record) for record in records)
+        """Write the records, one line each, in a single write; raise StorageError when that fails.
+
+        What a failed write left of them is taken back, so that the lines can be written again.
+        """
+        lines = "".join(_to_line(record) for record in records).encode()
+        step = _step_of(records)
+        faults.reach("log.before_line", step)
         try:
-            with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with self.path.open("ab", buffering=0) as file:
+                size = file.tell()
+                if faults.armed("log.mid_line", step):
+                    file.write(lines[: len(lines) // 2])
+                    faults.reach("log.mid_line", step)
+                _write_or_take_back(file, lines, size)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror}; free space there") from None
+        faults.reach("log.after_line", step)
+
+    def sync(self) -> None:
+        """Force what is written to the disk; raise StorageError when that fails."""
+        if not self.path.exists():
+            return
+        try:
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
 
@@ -74,6 +97,7 @@ class MetricsFile:
                 (int(file.stem) for file in attempts.glob("[0-9]*.jsonl") if file.stem.isdigit()), default=0
             )
             _write(attempts / f"{number:03}.jsonl", moved)
+            faults.reach("resume.mid_rewind", step)
             unfinished = self.path.with_suffix(".tmp")
             _write(unfinished, kept)
             unfinished.replace(self.path)
@@ -94,6 +118,12 @@ class MetricsFile:
             if row is None and number < len(lines):
                 raise StorageError(f"{self.path} line {number} is damaged: {line.strip()[:80]}")
             yield line, row
+
+
+def _step_of(records: Iterable[Mapping[str, object]]) -> int:
+    """The step of the first record that has one; -1 where none has."""
+    steps = (record.get("step") for record in records)
+    return next((step for step in steps if isinstance(step, int)), -1)
 
 
 def _is_evaluation(row: Row) -> bool:
@@ -127,6 +157,16 @@ def _from_line(line: str) -> Row | None:
     for flag in [key for key in row if key.endswith(_FLAG)]:
         row[flag.removesuffix(_FLAG)] = float(row.pop(flag))
     return row
+
+
+def _write_or_take_back(file: FileIO, lines: bytes, size: int) -> None:
+    try:
+        written = file.write(lines)
+        if written != len(lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

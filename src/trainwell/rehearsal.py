@@ -1,0 +1,89 @@
+"""Before step 1: do once what will be needed later, so that faults show now and not at step 500.
+
+Nothing is recorded, and nothing that training depends on changes.
+"""
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainwell.checkpoint.layout import saved_steps, write_synced
+from trainwell.checkpoint.store import why
+from trainwell.data.batches import MicroBatch
+from trainwell.errors import StorageError
+from trainwell.evaluate import evaluate
+from trainwell.planning.memory import in_bytes
+from trainwell.runs.console import short_time
+
+if TYPE_CHECKING:
+    from trainwell.run import Run
+
+_BACKWARD_AND_UPDATE = 3.2
+"""A training step takes about so many times its forward pass."""
+
+
+def rehearse(run: "Run") -> None:
+    """Save, as far as room and right go; draw a token, evaluate a batch.
+
+    Raises StorageError for a folder that cannot be written or cannot take what the run will save.
+    """
+    run.saver.prepare()
+    _save(run)
+    if run.samples:
+        run.generate(1)
+    if run.val is not None:
+        _evaluate(run, next(iter(run.val())))
+
+
+def _save(run: "Run") -> None:
+    """Write a file, then one as large as a checkpoint; see that there is room for as many as are kept, and one more."""
+    folder, size = run.run_dir.path, run.saver.estimate()
+    keep = run.saver.store.keep + run.config.checkpoint.best
+    more = max(1, keep + 1 - len(saved_steps(run.run_dir.checkpoints)))
+    trial = folder / ".rehearsal"
+    try:
+        write_synced(trial, bytes(4096))
+        _allocate(trial, size)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot take a checkpoint of {in_bytes(size)}: {why(error)}"
+            if trial.exists()
+            else f"{folder} cannot be written: {error}; choose another folder with --run"
+        ) from error
+    finally:
+        _remove(trial)
+    free = shutil.disk_usage(folder).free
+    if free < more * size:
+        raise StorageError(
+            f"{folder} has {in_bytes(free)} free, and this run needs room for {more} more checkpoints of "
+            f"{in_bytes(size)}: free some, lower --checkpoint.keep, or train into a folder on another disk with --run"
+        )
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Give a file its full size, where the system can do that without writing it."""
+    if hasattr(os, "posix_fallocate") and size:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # the folder cannot be written, which is what is being said
+
+
+def _evaluate(run: "Run", first: MicroBatch) -> None:
+    seconds = math.inf
+    for _ in range(2):
+        begin = time.perf_counter()
+        evaluate(run.model, lambda: [first], run.loss, autocast=run.settings.autocast)
+        seconds = min(seconds, time.perf_counter() - begin)
+    before = run.plan.batch.examples_before
+    micro_batches = (before(run.num_steps) - before(run.trainer.step)) / run.settings.micro_batch
+    left = micro_batches * seconds * _BACKWARD_AND_UPDATE
+    run.console.message(f"about {short_time(left)} to go, judged by one forward pass")

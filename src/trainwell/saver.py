@@ -1,0 +1,167 @@
+"""Keeps the state of a run on disk: in the background, one save at a time. A failed save never ends a healthy run.
+
+Knows what a run's state is made of and when it is safe; how a checkpoint is written is the store's business.
+"""
+
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from trainwell.checkpoint.state import Staging, apart, num_bytes, pack
+from trainwell.checkpoint.store import CheckpointStore
+from trainwell.config.render import to_yaml
+from trainwell.errors import ConfigError, DataError, StorageError
+from trainwell.planning.changes import data_difference
+from trainwell.settings import versions
+from trainwell.trainer import Trainer
+
+if TYPE_CHECKING:
+    from trainwell.run import Run
+
+_MOMENTS = 2
+"""Tensors that an optimizer keeps of each weight, at the most: AdamW's two."""
+
+
+class Stateful(Protocol):
+    """Anything that can be saved with a run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, text, and dicts and lists of them."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Restore what state_dict gave."""
+
+
+def load_trainer(trainer: Trainer, state: dict[str, Any], source: str, *, own_settings: bool = False) -> None:
+    """Restore a trainer, or raise ConfigError naming the `source` whose state does not fit it.
+
+    A checkpoint carries the optimizer's settings with its state; `own_settings` keeps those of this trainer.
+    """
+    own = [{key: value for key, value in group.items() if key != "params"} for group in trainer.optimizer.param_groups]
+    try:
+        trainer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"the weights or the optimizer's state in {source} do not fit this run; give both the same model and "
+            f"optim.name, tokenizer and data.seq_len. {str(error).splitlines()[-1].strip()}"
+        ) from error
+    if own_settings:
+        for group, settings in zip(trainer.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+
+
+class Saver:
+    """Saves and restores one run: its trainer, and whatever was given to `keep`."""
+
+    def __init__(self, run: "Run") -> None:
+        how = run.config.checkpoint
+        self._run = run
+        self.store = CheckpointStore(run.run_dir.checkpoints, keep=how.keep, keep_every=run.plan.keep_every)
+        self.kept: dict[str, Stateful] = {}
+        self.step: int | None = None
+        """The newest state that is on disk, or on its way there."""
+        self._asynchronous = how.asynchronous
+        self._staging = Staging(0)
+        self._pool: ThreadPoolExecutor | None = None
+        self._writing: tuple[int, Future[None]] | None = None
+        self._failed: StorageError | None = None
+
+    @property
+    def failed(self) -> StorageError | None:
+        """Why the newest save came to nothing; None when it did not."""
+        return self._failed
+
+    def state(self) -> dict[str, Any]:
+        """Everything that steps change."""
+        kept = {name: part.state_dict() for name, part in self.kept.items()}
+        return {"trainer": self._run.trainer.state_dict(), "kept": kept}
+
+    def estimate(self) -> int:
+        """Bytes of a checkpoint, the optimizer's moments included where it has none yet."""
+        trainer = self._run.trainer
+        _, tensors = pack(self.state())
+        fresh = not pack(trainer.optimizer.state_dict())[1]
+        return num_bytes(tensors.values()) + (_MOMENTS * num_bytes(trainer.parameters) if fresh else 0)
+
+    def prepare(self) -> None:
+        """Take the memory that saving in the background needs, so that no save has to wait for it."""
+        if self._asynchronous:
+            self._staging = Staging(self.estimate() + 2**16)
+
+    def save(self, protected: Collection[int]) -> None:
+        """Save the current state, unless it is saved already; a failure is reported, and tried again when next due."""
+        run, step = self._run, self._run.trainer.step
+        if step == self.step:
+            return
+        self.join()
+        plain, tensors = pack(self.state())
+        meta = {
+            "data": run.facts,
+            "tokens": run.plan.batch.tokens_before(step),
+            "skipped": int(run.trainer.guard.skipped),
+            "world_size": 1,
+            "config_sha256": sha256(to_yaml(run.config).encode()).hexdigest(),
+            "versions": versions(),
+        }
+        self.step = step
+        if self._asynchronous:
+            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="trainwell-save")
+            staged = self._staging.copy(tensors)
+            self._writing = (step, self._pool.submit(self._write, step, plain, staged, meta, protected))
+        else:
+            self._take(step, lambda: self._write(step, plain, apart(tensors), meta, protected))
+
+    def _write(
+        self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any], protected: Collection[int]
+    ) -> None:
+        self.store.write(step, plain, tensors, meta, protected)
+
+    def join(self) -> None:
+        """Wait for the save that is under way, and report what became of it."""
+        if self._writing is not None:
+            (step, writing), self._writing = self._writing, None
+            self._take(step, writing.result)
+
+    def _take(self, step: int, outcome: Any) -> None:
+        try:
+            outcome()
+        except StorageError as error:
+            self._failed, self.step = error, None
+            self._run.console.message(f"step {step:,} is not saved, training goes on and saves when next due: {error}")
+        else:
+            self._failed = None
+
+    def close(self) -> None:
+        """Wait for the last save, and end the thread."""
+        self.join()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def load(self, store: CheckpointStore, step: int, *, own_run: bool = True) -> None:
+        """Restore the state of `step`: of this run, or of the one it branches from.
+
+        Raises DataError for a run whose data has changed, ConfigError for a state that does not fit.
+        """
+        state, meta = store.load(step)
+        run = self._run
+        if own_run and meta["data"] != run.facts:
+            raise DataError(
+                f"the data is not what {run.run_dir.path} was trained on: {data_difference(meta['data'], run.facts)}. "
+                f"Bring that text back, or branch from it: trainwell train {run.run_dir.path}@{step} --run NEW"
+            )
+        missing, unknown = self.kept.keys() - state["kept"].keys(), state["kept"].keys() - self.kept.keys()
+        if missing and own_run:
+            raise ConfigError(
+                f"{store.folder} holds no state of {', '.join(sorted(missing))}; it was not kept when it was saved"
+            )
+        if unknown:
+            run.console.message(
+                f"state of {', '.join(sorted(unknown))} in the checkpoint is left alone: nothing here keeps it"
+            )
+        load_trainer(run.trainer, state["trainer"], f"{store.folder}/step-{step}", own_settings=not own_run)
+        for name in self.kept.keys() - missing:
+            self.kept[name].load_state_dict(state["kept"][name])
+        self.step = step if own_run else None
