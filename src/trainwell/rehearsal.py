@@ -55,7 +55,11 @@ def _save(run: "Run") -> None:
         ) from error
     finally:
         _remove(trial)
-    free = shutil.disk_usage(folder).free
+    check_room(folder, shutil.disk_usage(folder).free, size, more)
+
+
+def check_room(folder: Path, free: int, size: int, more: int) -> None:
+    """Raise StorageError unless `more` checkpoints of `size` bytes fit into the `free` bytes of a folder's disk."""
     if free < more * size:
         raise StorageError(
             f"{folder} has {in_bytes(free)} free, and this run needs room for {more} more checkpoints of "

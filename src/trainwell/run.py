@@ -15,7 +15,7 @@ from torch import nn
 
 from trainwell import faults
 from trainwell.answers import continued, prompt_ids
-from trainwell.checkpoint.layout import write_synced
+from trainwell.checkpoint.layout import saved_steps, write_synced
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
 from trainwell.config.tree import RunConfig
@@ -385,3 +385,9 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close(failed=error is not None)
+        if kind is KeyboardInterrupt and self._restored:  # in the middle of a step: nothing half done is saved
+            saved = saved_steps(self.run_dir.checkpoints)
+            newest = f"step {saved[-1]:,}" if saved else "the beginning"
+            self.console.message(
+                f"interrupted at step {self.trainer.step:,}; it goes on from {newest} when built again"
+            )

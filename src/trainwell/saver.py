@@ -74,6 +74,11 @@ class Saver:
         """Why the newest save came to nothing; None when it did not."""
         return self._failed
 
+    @property
+    def buffers(self) -> int:
+        """Bytes that are held to save from in the background."""
+        return self._staging.size
+
     def state(self) -> dict[str, Any]:
         """Everything that steps change."""
         kept = {name: part.state_dict() for name, part in self.kept.items()}

@@ -1,0 +1,134 @@
+"""Saving in the background: what is saved is the state of its step, training waits for a copy, no failure ends it."""
+
+import errno
+from collections.abc import Callable
+from threading import Event
+from typing import Any
+
+import pytest
+
+from trainwell import faults
+from trainwell.checkpoint.layout import saved_steps
+from trainwell.errors import StorageError
+from trainwell.fit import fit, steps
+from trainwell.run import Run
+
+Build = Callable[..., Run]
+BitsOf = Callable[[Any], Any]
+
+HOW = [{"asynchronous": True}, {"asynchronous": False}]
+
+
+def no_room() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class Once:
+    """Fails the first time, and only then."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+        if self.times == 1:
+            no_room()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_checkpoint_is_of_its_step(
+    build_tiny: Build, bits_of: BitsOf
+) -> None:
+    run, written = build_tiny(run_dir="runs/a", checkpoint={"every": 4}), Event()
+    with run, faults.at("ckpt.tmp_open@4", written.wait):
+        for result in steps(run):
+            if result.step == 3:
+                then = bits_of(run.saver.state())
+            if result.step == 6:
+                assert saved_steps(run.run_dir.checkpoints) == []
+                written.set()
+                run.saver.join()
+                assert bits_of(run.store.load(4)[0]) == then
+                assert bits_of(run.saver.state()) != then
+    assert saved_steps(run.run_dir.checkpoints) == [4, 8, 12]
+
+
+def test_one_save_is_under_way_at_a_time(build_tiny: Build) -> None:
+    run = build_tiny(run_dir="runs/a", checkpoint={"every": 1})
+    with run:
+        for result in steps(run):
+            if result.step > 1:
+                assert result.step - 1 in saved_steps(run.run_dir.checkpoints)
+
+
+def test_background_or_not_the_same_bytes_are_saved(build_tiny: Build) -> None:
+    files = [
+        {
+            path.relative_to(run.run_dir.checkpoints): path.read_bytes()
+            for path in run.run_dir.checkpoints.rglob("*.safetensors")
+        }
+        for run in [fit(build_tiny(run_dir=f"runs/{number}", checkpoint=how)) for number, how in enumerate(HOW)]
+    ]
+    assert len(files[0]) == 3
+    assert files[0] == files[1]
+
+
+def test_the_memory_for_it_is_there_before_the_first_step_and_never_grows(build_tiny: Build) -> None:
+    run = build_tiny(run_dir="runs/a", checkpoint={"every": 1})
+    sizes = set()
+    with run:
+        for _ in steps(run):
+            sizes.add(run.saver.buffers)
+    (size,) = sizes
+    assert size >= run.saver.estimate()
+    without = build_tiny(run_dir="runs/b", checkpoint={"asynchronous": False})
+    assert fit(without).saver.buffers == 0
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_failed_save_is_reported_training_goes_on_and_the_next_is_saved(
+    build_tiny: Build, capsys: pytest.CaptureFixture[str], how: dict[str, Any]
+) -> None:
+    with faults.at("ckpt.before_manifest@8", no_room):
+        run = fit(build_tiny(run_dir="runs/a", checkpoint=how))
+    assert saved_steps(run.run_dir.checkpoints) == [4, 12]
+    said = capsys.readouterr().out
+    assert "step 8 is not saved, training goes on and saves when next due" in said
+    assert "there is no room: free some, remove old checkpoints" in said
+    assert run.finished
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_last_state_is_tried_twice_before_it_is_given_up(build_tiny: Build, how: dict[str, Any]) -> None:
+    with faults.at("ckpt.before_manifest@12", Once()):
+        run = fit(build_tiny(run_dir="runs/a", checkpoint=how))
+    assert saved_steps(run.run_dir.checkpoints) == [4, 8, 12]
+    with faults.at("ckpt.mid_write@12", no_room), pytest.raises(StorageError, match="step-12 could not be written"):
+        fit(build_tiny(run_dir="runs/b", checkpoint=how))
+    again = fit(build_tiny(run_dir="runs/b", checkpoint=how))
+    assert saved_steps(again.run_dir.checkpoints) == [4, 8, 12]
+    same = [run.store.load(12)[0]["trainer"]["model"]["wte.weight"] for run in (run, again)]
+    assert same[0].equal(same[1])
+
+
+def test_a_manifest_says_what_the_state_is_of(build_tiny: Build) -> None:
+    run = fit(build_tiny(run_dir="runs/a"))
+    _, meta = run.store.load(8)
+    assert meta["tokens"] == 8 * 4 * 16
+    assert meta["skipped"] == 0
+    assert meta["world_size"] == 1
+    assert len(meta["config_sha256"]) == 64
+    assert meta["data"] == run.facts
+    assert {"python", "torch", "trainwell"} <= meta["versions"].keys()
+
+
+def test_a_run_that_fails_says_why_and_not_that_it_could_not_be_saved(build_tiny: Build) -> None:
+    run = build_tiny(run_dir="runs/a")
+
+    def fail_after_a_save() -> None:
+        with run:
+            for result in steps(run):
+                if result.step == 5:
+                    raise ZeroDivisionError
+
+    with faults.at("ckpt.mid_write@4", no_room), pytest.raises(ZeroDivisionError):
+        fail_after_a_save()
