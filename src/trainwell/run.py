@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,9 +15,8 @@ from torch import nn
 
 from trainwell import faults
 from trainwell.answers import continued, prompt_ids
-from trainwell.checkpoint.layout import saved_steps, write_synced
+from trainwell.checkpoint.layout import saved_steps
 from trainwell.checkpoint.store import CheckpointStore
-from trainwell.config.render import to_yaml
 from trainwell.config.tree import RunConfig
 from trainwell.data.batches import BatchSource, MicroBatch, Prefetch
 from trainwell.data.order import seed_for
@@ -36,8 +35,8 @@ from trainwell.runs.console import Console, parts_line
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
 from trainwell.runs.samples import Sample, SamplesFile
-from trainwell.saver import Saver, Stateful
-from trainwell.settings import Settings, environment
+from trainwell.saver import Saver, Stateful, describe
+from trainwell.settings import Settings
 from trainwell.trainer import Trainer
 
 _T = TypeVar("_T")
@@ -171,49 +170,29 @@ class Run:
             raise ConfigError(f"the run in {self.run_dir.path} is closed; build it again to continue it")
         if self._restored:
             return
-        self._resources.enter_context(self.run_dir.lock())
+        self._resources.enter_context(self.run_dir.lock(say=self.console.message))
         self._restored = True
+        if self.saver.remote is not None:
+            self.saver.remote.pull()
         for line in self.summary:
             self.console.message(line)
         step = self.store.newest(self.console.message)
         if step is not None:
             self.saver.load(self.store, step)
-            done = f"{self.run_dir.path} is finished: {step:,} of {self.num_steps:,} steps"
-            goes_on = f"continuing {self.run_dir.path} from step {step:,} of {self.num_steps:,}"
+            done = f"{self.run_dir.shown} is finished: {step:,} of {self.num_steps:,} steps"
+            goes_on = f"continuing {self.run_dir.shown} from step {step:,} of {self.num_steps:,}"
             self.console.message(goes_on if step < self.num_steps else done)
         elif self.parent is not None:
             self.saver.load(CheckpointStore(self.parent[0].checkpoints), self.parent[1], own_run=False)
             self.console.message(
-                f"branching from {self.parent[0].path} at step {self.parent[1]:,} into {self.run_dir.path}"
+                f"branching from {self.parent[0].shown} at step {self.parent[1]:,} into {self.run_dir.shown}"
             )
         faults.reach("resume.before_rewind", self.trainer.step)
         MetricsFile(self.run_dir.metrics_jsonl).rewind(self.trainer.step, self.run_dir.attempts)
         self._samples_file.rewind(self.trainer.step, self.run_dir.attempts)
-        self._describe()
+        describe(self)
         self._best = best_evaluation(self.run_dir)
         self.metrics.begin()
-
-    def _describe(self) -> None:
-        """Write what the run is: config.yaml each time, env.json and the tokenizer once."""
-        try:
-            write_synced(self.run_dir.config_yaml, to_yaml(self.config).encode())
-            if not self.run_dir.env_json.exists():
-                parent = None if self.parent is None else f"{self.parent[0].path}@{self.parent[1]}"
-                content = environment(self.settings) | {
-                    "data": self.facts,
-                    "counts": None if self.plan.info is None else asdict(self.plan.info),
-                    "parent": parent,
-                    "duration": self.asked_duration,
-                }
-                write_synced(self.run_dir.env_json, json.dumps(content, indent=1).encode())
-                if self.tokenizer is not None:
-                    self.tokenizer.save(self.run_dir.path)
-                if self.template is not None:
-                    write_synced(self.run_dir.template_json, json.dumps(self.template.state(), indent=1).encode())
-        except OSError as error:
-            raise StorageError(
-                f"{self.run_dir.path} cannot be written: {error}; choose another folder with --run"
-            ) from error
 
     def rehearse(self) -> None:
         """Do once what will be needed later; a fresh run then evaluates fully, at step 0.
@@ -376,7 +355,7 @@ class Run:
             if isinstance(self.batches, Prefetch):
                 self.batches.close()
             self.saver.close()
-            problem = self.saver.failed or self.metrics.unwritten
+            problem = self.saver.failed or self.metrics.unwritten or (self._restored and self.saver.push()) or None
             if problem is not None and not failed:
                 raise problem
 

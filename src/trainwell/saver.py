@@ -1,21 +1,24 @@
-"""Keeps the state of a run on disk: in the background, one save at a time. A failed save never ends a healthy run.
+"""Keeps a run on disk: what it is, and its state, written in the background. A failed save never ends a healthy run.
 
 Knows what a run's state is made of and when it is safe; how a checkpoint is written is the store's business.
 """
 
+import json
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from trainwell.checkpoint.layout import write_synced
 from trainwell.checkpoint.state import Staging, apart, num_bytes, pack
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.planning.changes import data_difference
-from trainwell.settings import versions
+from trainwell.settings import environment, versions
 from trainwell.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -53,6 +56,30 @@ def load_trainer(trainer: Trainer, state: dict[str, Any], source: str, *, own_se
             group.update(settings)
 
 
+def describe(run: "Run") -> None:
+    """Write what a run is: config.yaml each time; env.json, tokenizer and template once."""
+    folder = run.run_dir
+    try:
+        write_synced(folder.config_yaml, to_yaml(run.config).encode())
+        if not folder.env_json.exists():
+            parent = None if run.parent is None else f"{run.parent[0].shown}@{run.parent[1]}"
+            content = environment(run.settings) | {
+                "data": run.facts,
+                "counts": None if run.plan.info is None else asdict(run.plan.info),
+                "parent": parent,
+                "duration": run.asked_duration,
+            }
+            write_synced(folder.env_json, json.dumps(content, indent=1).encode())
+            if run.tokenizer is not None:
+                run.tokenizer.save(folder.path)
+            if run.template is not None:
+                write_synced(folder.template_json, json.dumps(run.template.state(), indent=1).encode())
+    except OSError as error:
+        raise StorageError(f"{folder.path} cannot be written: {error}; choose another folder with --run") from error
+    if folder.remote is not None:
+        folder.remote.push_light()
+
+
 class Saver:
     """Saves and restores one run: its trainer, and whatever was given to `keep`."""
 
@@ -64,6 +91,7 @@ class Saver:
         self.step: int | None = None
         """The newest state that is on disk, or on its way there."""
         self._asynchronous = how.asynchronous
+        self.remote = run.run_dir.remote
         self._staging = Staging(0)
         self._pool: ThreadPoolExecutor | None = None
         self._writing: tuple[int, Future[None]] | None = None
@@ -123,6 +151,18 @@ class Saver:
         self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any], protected: Collection[int]
     ) -> None:
         self.store.write(step, plain, tensors, meta, protected)
+        self.push()
+
+    def push(self) -> StorageError | None:
+        """Bring what lies behind a run's URL up to date; what fails is reported, and tried again with the next save."""
+        if self.remote is None:
+            return None
+        try:
+            self.remote.push()
+        except StorageError as error:
+            self._run.console.message(f"saved here, and not there: {error}; it is tried again with the next save")
+            return error
+        return None
 
     def join(self) -> None:
         """Wait for the save that is under way, and report what became of it."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwell.errors import StorageError
+from trainwell.runs.remote import bring
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -66,7 +67,21 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path, *, verify_files: bool = True) -> Manifest:
-    """Read a manifest and verify it, and the files it names; raise StorageError saying what does not hold."""
+    """Read a manifest and verify it, and the files it names; raise StorageError saying what does not hold.
+
+    In the mirror of a folder behind a URL the files are brought first.
+    """
+    if verify_files:
+        bring(directory)
+    content = _verified(directory)
+    if verify_files:
+        for problem in _damaged(directory, content["files"]):
+            raise StorageError(f"{directory}: {problem}; the checkpoint is damaged")
+    return Manifest(content["step"], content["state"], content["tensors"], content["meta"])
+
+
+def _verified(directory: Path) -> dict[str, Any]:
+    """What a manifest says, if it is as it was written."""
     try:
         text = (directory / MANIFEST).read_bytes()
         content = json.loads(text)
@@ -85,10 +100,7 @@ def read_manifest(directory: Path, *, verify_files: bool = True) -> Manifest:
         )
     if text != _written(content):
         raise StorageError(f"{directory}: its manifest is not as it was written; the checkpoint is damaged")
-    if verify_files:
-        for problem in _damaged(directory, content["files"]):
-            raise StorageError(f"{directory}: {problem}; the checkpoint is damaged")
-    return Manifest(content["step"], content["state"], content["tensors"], content["meta"])
+    return content
 
 
 def _damaged(directory: Path, files: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -5,14 +5,17 @@ Knows paths and the lock, not what the files say.
 
 import os
 import socket
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, Literal, NamedTuple
 
 from trainwell.errors import ConfigError, RunBusyError, StorageError
+from trainwell.runs.lock import take
+from trainwell.runs.objects import is_url
+from trainwell.runs.owner import Ownership
+from trainwell.runs.remote import HEARTBEAT_S, Remote
 
 Step = int | Literal["best", "last"]
 
@@ -68,6 +71,22 @@ class RunDir:
         """Folder of metrics that a resume left behind: evidence, kept."""
         return self.path / "attempts"
 
+    @property
+    def incidents(self) -> Path:
+        """Folder of what is known of steps that leapt out or were not finite, `step-N.json` each."""
+        return self.path / "incidents"
+
+    @property
+    def remote(self) -> Remote | None:
+        """What is kept equal to this folder behind a URL; None for a run that lives here alone."""
+        return Remote.of(self.path)
+
+    @property
+    def shown(self) -> str:
+        """How the run is named to its user: by its URL where it has one, by its path elsewhere."""
+        remote = self.remote
+        return str(self.path) if remote is None else remote.url
+
     def create(self) -> None:
         """Make the folder; raise StorageError when that fails."""
         try:
@@ -78,10 +97,14 @@ class RunDir:
             ) from None
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(
+        self, *, heartbeat_s: float = HEARTBEAT_S, say: Callable[[str], None] = lambda line: None
+    ) -> Iterator[Ownership | None]:
         """Own the run while the block lasts; raise RunBusyError when another process owns it.
 
-        The kernel holds the lock and drops it when the owner dies, so a killed run never blocks the next.
+        The kernel holds the lock and drops it when the owner dies, so a killed run never blocks the next. Behind a URL
+        there is no such lock: an owner that says every `heartbeat_s` seconds that it lives is given, and `say` hears
+        when another, which may be dead, is watched.
         """
         self.create()
         try:
@@ -89,7 +112,7 @@ class RunDir:
         except OSError as error:
             raise StorageError(f"cannot write to the run folder {self.path}: {error.strerror}") from None
         with file:
-            if not _take(file):
+            if not take(file):
                 raise RunBusyError(
                     f"{self.path} is in use by {_owner(file)}; wait until it ends, stop it, or train into another "
                     "folder with --run"
@@ -97,7 +120,12 @@ class RunDir:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
             file.flush()
-            yield
+            remote = self.remote
+            if remote is None:
+                yield None
+            else:
+                with remote.own(heartbeat_s, say) as ownership:
+                    yield ownership
 
     def owner(self) -> str | None:
         """Who owns the run now, as `process 4711 on host`; None when nobody does."""
@@ -106,36 +134,12 @@ class RunDir:
         except OSError:
             return None
         with file:
-            return None if _take(file) else _owner(file)
+            return None if take(file) else _owner(file)
 
 
 def _owner(file: BinaryIO) -> str:
     file.seek(0)
     return file.read().decode(errors="replace") or "another process"
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _take(file: BinaryIO) -> bool:
-        """Lock one byte far past the text, so that others can still read the owner's name."""
-        file.seek(2**30)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _take(file: BinaryIO) -> bool:
-        """Lock the file if nobody holds it; closing it, or dying, gives it back."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 def next_free(name: str, root: Path = Path("runs")) -> RunDir:
@@ -161,9 +165,18 @@ class Target(NamedTuple):
 
 
 def parse_target(text: str) -> Target:
-    """Split `runs/demo@1200`, `runs/demo@best` or `demo`; raise ConfigError for a step that is none of these."""
+    """Split `runs/demo@1200`, `runs/demo@best` or `demo`; raise ConfigError for a step that is none of these.
+
+    A URL becomes the path of its mirror, with what is behind it pulled.
+    """
+    target = split_target(text)
+    return target._replace(path=str(local_folder(target.path))) if is_url(target.path) else target
+
+
+def split_target(text: str) -> Target:
+    """What parse_target does without looking behind a URL, which stays as it is."""
     path, at, step = text.rpartition("@")
-    if not at or Path(text).exists():
+    if not at or (is_url(text) and "/" in step) or Path(text).exists():
         return Target(text, None)
     if not path:
         raise ConfigError(f"{text!r} names a step of nothing; put a run before it, as in runs/demo{text}")
@@ -174,3 +187,18 @@ def parse_target(text: str) -> Target:
     if step.isascii() and step.isdigit():
         return Target(path, int(step))
     raise ConfigError(f"{text}: {step!r} is not a step; write {path}@1200, {path}@best or {path}@last")
+
+
+def local_folder(name: str | PurePath) -> Path:
+    """The folder to work in: that of a path is itself; that of a URL is its mirror, with what is behind it pulled.
+
+    A mirror that a run on this machine works in is ahead, and is left alone. Takes a URL whose slashes a Path has
+    collapsed, too. Raises StorageError for a store that cannot be reached, ConfigError for a URL of no known kind.
+    """
+    if not is_url(name):
+        return Path(name)
+    remote = Remote(name)
+    run = RunDir(remote.mirror)
+    if run.owner() is None:
+        remote.pull(unless=lambda: run.owner() is not None)
+    return remote.mirror
