@@ -155,8 +155,19 @@ def test_the_books_model_has_no_equivalent_unless_its_biases_are_filled(tmp_path
         torch.testing.assert_close(opened(tmp_path / "out")(ids).logits, model(ids), rtol=1e-5, atol=1e-5)
 
 
+def test_norms_of_queries_and_keys_have_an_equivalent_in_a_llama_alone(tmp_path: Path) -> None:
+    keys: Keys = {"model.qk_norm": True}
+    for fill_biases in (False, True):
+        model, config = made(keys | {"model.qkv_bias": not fill_biases})
+        with pytest.raises(ConfigError, match=r"model\.qk_norm: .*--format safetensors.*model\.arch llama"):
+            export(model, config, BytesTokenizer(), tmp_path / "out", fill_biases=fill_biases)
+    assert list(tmp_path.iterdir()) == []
+    assert_same_there(tmp_path / "out", BytesTokenizer(), LLAMA | keys)
+
+
 def test_safetensors_alone_load_into_the_same_model(tmp_path: Path) -> None:
-    for name, keys in (("tied", {}), ("book", {"model.qkv_bias": False, "model.tie_head": False}), ("llama", LLAMA)):
+    kinds: dict[str, Keys] = {"tied": {}, "normed": {"model.qk_norm": True}, "llama": LLAMA}
+    for name, keys in (kinds | {"book": {"model.qkv_bias": False, "model.tie_head": False}}).items():
         model, config = made(keys)
         assert export(model, config, BytesTokenizer(), tmp_path / name, format="safetensors") == [
             tmp_path / name / "model.safetensors"

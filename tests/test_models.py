@@ -24,6 +24,7 @@ Build = Callable[..., Run]
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"arch": "gpt2"},
     "gpt2-book": {"arch": "gpt2", "tie_head": False, "qkv_bias": False, "init": "torch"},
+    "gpt2-normed": {"arch": "gpt2", "qk_norm": True},
     "llama": {"arch": "llama", "num_kv_heads": 2, "rope_theta": 5e5},
     "qwen3": {"arch": "llama", "head_dim": 16, "qk_norm": True, "mlp_width": 80, "tie_head": False},
     "long": {"arch": "llama", "rope_scaling": "llama3", "rope_factor": 8, "rope_original_context": 64},
@@ -43,6 +44,7 @@ def test_a_model_is_made_as_it_is_configured(shape: dict[str, Any]) -> None:
     total = sum(tensor.numel() for tensor in model.parameters())
     assert total == count_parameters(config.model, 257, 16).total
     assert torch.equal(next(model.parameters()), next(configured(**shape).parameters())), "the same seed"
+    assert any("q_norm" in name for name in model.state_dict()) == config.model.qk_norm
     assert model(torch.zeros(1, 16, dtype=torch.int64)).shape == (1, 16, 257)
 
 
@@ -130,6 +132,21 @@ def test_a_branch_of_a_run_needs_the_weights_of_its_source_alone(build_tiny: Bui
     with build("runs/next@2", run_dir="runs/branch", duration=3) as run:
         run.restore()
         assert run.trainer.step == 2
+
+
+def test_norms_of_queries_and_keys_go_along_to_a_run_that_starts_there_and_are_not_added_later(
+    build_tiny: Build, trained: str
+) -> None:
+    shape = {"num_layers": 2, "qk_norm": True}
+    fit(build_tiny(run_dir="runs/normed", duration=2, model=shape, optim={"lr": 0.1, "weight_decay": 0.5}))
+    with build_tiny(run_dir="runs/next", init_from="runs/normed", model={"num_layers": 2}) as run:
+        assert run.config.model.qk_norm
+        weight = run.model.get_parameter("h.0.attn.q_norm.weight")
+        assert not torch.equal(weight, torch.ones(8)), "they learn"
+        decays = {id(tensor) for group in run.trainer.optimizer.param_groups[:1] for tensor in group["params"]}
+        assert id(weight) not in decays
+    with pytest.raises(ConfigError, match=r"model\.qk_norm: True, but the weights of runs/first have False"):
+        build_tiny(run_dir="runs/other", init_from=trained, model=shape)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,22 @@ def test_the_threads_of_before_are_used_again() -> None:
     assert torch.get_num_threads() == before["threads"]
 
 
+def test_what_the_configuration_names_goes_before_what_was_decided() -> None:
+    before = asdict(decided(precision="fp32", micro_batch=8, compile=False))
+    named = decided(before, precision="bf16", micro_batch=2, compile=True, kernels="auto")
+    assert (named.precision, named.micro_batch, named.compile) == ("bf16", 2, True)
+    assert decided(before, micro_batch=10**6, batch_size=6).micro_batch == 6
+
+
+def test_a_run_in_fp16_continues_on_a_cpu_in_fp32_and_says_so() -> None:
+    said: list[str] = []
+    before = asdict(decided()) | {"precision": "fp16"}
+    assert decided(before, said, precision="auto").precision == "fp32"
+    assert said == [
+        "the run computed in fp16, which is not for training on a CPU: it continues in fp32, not bitwise the same"
+    ]
+
+
 def test_more_threads_than_the_machine_has_are_not_promised() -> None:
     said: list[str] = []
     assert decided(asdict(decided()) | {"threads": 10_000}, said).threads == torch.get_num_threads() < 10_000

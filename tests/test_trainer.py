@@ -12,15 +12,19 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainwell.data.batches import Batch, BatchSource, MicroBatch, cut
 from trainwell.data.examples import IGNORED
+from trainwell.errors import DivergedError
 from trainwell.evaluate import evaluate
+from trainwell.faults import at
 from trainwell.generate import generate
 from trainwell.gradients import gradient_report
 from trainwell.model.gpt2 import GPT2
 from trainwell.model.loss import token_loss
 from trainwell.optim.groups import hidden_matrices, parameter_groups
+from trainwell.optim.guard import Guard
 from trainwell.optim.together import Together
 from trainwell.trainer import Trainer
 
@@ -65,6 +69,11 @@ def drawn(steps: int, rows: int = 6, length: int = 8, share_ignored: float = 0.0
         targets[torch.rand(targets.shape, generator=generator) < share_ignored] = IGNORED
         data.append((ids[:, :-1], targets))
     return data
+
+
+every_optimizer = pytest.mark.parametrize(
+    "optimizer", [plain_adamw, fused_adamw, muon_and_adamw, sgd], ids=lambda make: make.__name__
+)
 
 
 def batches(data: Sequence[Rows], micro_batch: int) -> BatchSource:
@@ -486,7 +495,7 @@ def test_what_is_added_to_the_gradients_between_backward_and_update_is_clipped_a
     assert_near(list(ours.parameters()), list(plain.parameters()), 1e-5)
 
 
-@pytest.mark.parametrize("optimizer", [plain_adamw, fused_adamw, muon_and_adamw, sgd], ids=lambda make: make.__name__)
+@every_optimizer
 def test_a_step_with_a_loss_that_is_not_finite_is_counted_and_changes_no_weight(
     gpt2_of: Make, optimizer: Optimizer
 ) -> None:
@@ -501,9 +510,206 @@ def test_a_step_with_a_loss_that_is_not_finite_is_counted_and_changes_no_weight(
     assert result.loss.isnan()
     assert (result.step, trainer.step) == (1, 2)
     assert same(trainer.model.state_dict(), before)
-    assert trainer.guard.state_dict() == {"skipped": 1, "in_a_row": 1}
+    assert (int(trainer.guard.skipped), int(trainer.guard.in_a_row)) == (1, 1)
     assert not trainer.take_step().skipped
-    assert trainer.guard.state_dict() == {"skipped": 1, "in_a_row": 0}
+    assert (int(trainer.guard.skipped), int(trainer.guard.in_a_row)) == (1, 0)
+
+
+def break_gradient(model: nn.Module, value: float) -> None:
+    """Put a value into one gradient, as a kernel that overflowed would."""
+    weight = list(model.parameters())[1]
+    assert weight.grad is not None
+    weight.grad.view(-1)[3] = value
+
+
+BROKEN = {"loss": (math.nan, math.inf), "gradient": (math.nan, math.inf, -math.inf, 1e30)}
+"""1e30 is finite, but its square is not."""
+
+
+@every_optimizer
+@pytest.mark.parametrize(("where", "value"), [(where, value) for where in BROKEN for value in BROKEN[where]])
+def test_a_step_that_is_not_finite_changes_no_bit_of_weights_moments_and_the_optimizers_counters(
+    gpt2_of: Make, optimizer: Optimizer, where: str, value: float
+) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(4), 3, optimizer)
+    list(trainer.steps(until=2))
+    trainer.schedules = {}  # the rate of the step is set before the update, skipped or not
+    before = copy.deepcopy(trainer.state_dict())
+    loss = trainer.backward()
+    if where == "loss":
+        loss = torch.tensor(value)
+    else:
+        break_gradient(trainer.model, value)
+    assert trainer.update(loss).skipped
+    after = trainer.state_dict()
+    assert same(after["model"], before["model"])
+    assert same(after["optimizer"], before["optimizer"])
+    assert torch.equal(after["guard"]["window"], before["guard"]["window"])
+    assert not trainer.take_step().skipped
+
+
+def spiky_at(step: int, trainer: Callable[[], Trainer]) -> Callable[[nn.Module, MicroBatch], Tensor]:
+    """The loss, and ten times the loss at one step."""
+    return lambda model, batch: token_loss(model, batch) * (10.0 if trainer().step == step else 1.0)
+
+
+@every_optimizer
+@pytest.mark.parametrize("policy", ["log", "skip", "stop"])
+def test_a_spike_is_marked_and_left_out_only_where_the_policy_is_to_skip(
+    gpt2_of: Make, optimizer: Optimizer, policy: Any
+) -> None:
+    guard = Guard(CPU, policy=policy, loss_bound=1.5 * math.log(19))
+    loss = spiky_at(3, lambda: trainer)
+    trainer = trainer_of(gpt2_of(), drawn(5), 3, optimizer, loss=loss, guard=guard)
+    list(trainer.steps(until=3))
+    before = copy.deepcopy(trainer.model.state_dict())
+    moments = copy.deepcopy(trainer.optimizer.state_dict()["state"]) if optimizer is fused_adamw else None
+    result = trainer.take_step()
+    assert result.spike
+    assert bool(result.skipped) == same(trainer.model.state_dict(), before) == (policy == "skip")
+    assert moments is None or same(trainer.optimizer.state_dict()["state"], moments) == (policy == "skip")
+    assert (int(guard.spikes), int(guard.skipped), int(guard.in_a_row)) == (1, int(policy == "skip"), 0)
+    assert result.thresholds is not None
+    line = trainer.why_skipped(result)
+    assert line.startswith(f"loss {result.loss.item():.4g} is above {result.thresholds[0].item():.4g}")
+    assert not trainer.take_step().spike
+
+
+def test_an_overflow_of_the_scaled_loss_is_no_spike_and_enters_no_window(gpt2_of: Make) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(3), 3, fused_adamw, autocast=torch.float16, guard=Guard(CPU, policy="skip"))
+    assert trainer.loss_scale is not None
+    trainer.take_step()
+    before = trainer.guard.window.clone()
+    trainer.loss_scale.value.fill_(2.0**40)
+    result = trainer.take_step()
+    assert result.spike is not None
+    assert not result.spike
+    assert not result.skipped
+    assert torch.equal(trainer.guard.window, before)
+
+
+def test_a_run_judges_with_the_guard_of_its_configuration(build_tiny: Callable[..., Any]) -> None:
+    guard = build_tiny(guard={"policy": "skip", "k": 4, "window": 16}).trainer.guard
+    assert (guard.policy, tuple(guard.window.shape)) == ("skip", (2, 16))
+    first, wild = (torch.tensor(3.0), torch.tensor(1.0)), (torch.tensor(1.6 * math.log(256)), torch.tensor(1.0))
+    assert [bool(guard.judge(*step).spike) for step in (first, wild)] == [False, True]
+
+
+def test_without_a_guard_of_ones_own_spikes_are_logged(gpt2_of: Make) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(1))
+    assert trainer.guard.policy == "log"
+    own = Guard(CPU, policy="stop")
+    assert trainer_of(gpt2_of(), drawn(1), guard=own).guard is own
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "why"),
+    [
+        ("loss", math.nan, "loss is nan"),
+        ("loss", math.inf, "loss is inf"),
+        ("gradient", math.nan, "gradient of wpe.weight is nan"),
+        ("gradient", -math.inf, "gradient of wpe.weight is inf"),
+        ("gradient", 1e30, "gradients are finite, but their norm overflows float32"),
+    ],
+)
+@pytest.mark.parametrize("optimizer", [plain_adamw, fused_adamw], ids=lambda make: make.__name__)
+def test_what_was_not_finite_is_told_in_one_line(
+    gpt2_of: Make, optimizer: Optimizer, where: str, value: float, why: str
+) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(1), 3, optimizer)
+    loss = trainer.backward()
+    if where == "loss":
+        loss = torch.tensor(value)
+    else:
+        weight = dict(trainer.model.named_parameters())["wpe.weight"]
+        assert weight.grad is not None
+        weight.grad[2, 1] = value
+    assert trainer.why_skipped(trainer.update(loss)) == why
+
+
+def test_why_a_step_was_skipped_is_nothing_where_it_was_not(gpt2_of: Make) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(1))
+    assert trainer.why_skipped(trainer.take_step()) == ""
+    assert trainer.guard.reasons == []
+
+
+def test_five_steps_in_a_row_end_with_what_was_not_finite_in_them(gpt2_of: Make) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(5), loss=lambda model, batch: token_loss(model, batch) * math.inf)
+    for result in trainer.steps(until=5):
+        trainer.why_skipped(result)
+    with pytest.raises(DivergedError, match=r"5 steps in a row up to step 4 .* not finite \(loss is inf\)"):
+        trainer.guard.check(4)
+
+
+@every_optimizer
+def test_measuring_changes_no_bit_and_tells_how_far_the_weights_moved(gpt2_of: Make, optimizer: Optimizer) -> None:
+    data = drawn(5)
+    measured, plain = (trainer_of(gpt2_of(dropout=0.2), data, 3, optimizer, seed=11) for _ in range(2))
+    measured.measure_every = 2
+    for expected in plain.steps(until=5):
+        before = nn.utils.parameters_to_vector(measured.parameters).double()
+        result = measured.take_step()
+        after = nn.utils.parameters_to_vector(measured.parameters).double()
+        assert torch.equal(result.loss, expected.loss)
+        assert expected.update_norm is expected.weight_norm is None
+        if result.step % 2:
+            assert result.update_norm is result.weight_norm is None
+        else:
+            assert result.update_norm is not None
+            assert result.weight_norm is not None
+            assert result.update_norm.item() == pytest.approx((after - before).norm().item(), rel=1e-5)
+            assert result.weight_norm.item() == pytest.approx(after.norm().item(), rel=1e-5)
+            assert not result.weight_norm.requires_grad
+    assert same(measured.state_dict(), plain.state_dict())
+
+
+@every_optimizer
+def test_a_skipped_step_moves_the_weights_by_exactly_nothing(gpt2_of: Make, optimizer: Optimizer) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(1), 3, optimizer)
+    trainer.measure_every = 1
+    trainer.backward()
+    result = trainer.update(torch.tensor(math.nan))
+    assert result.update_norm is not None
+    assert result.update_norm.item() == 0.0
+
+
+def test_a_fault_can_strike_after_backward_and_after_the_update(gpt2_of: Make) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(3), optimizer=sgd)
+    start = copy.deepcopy(trainer.model.state_dict())
+    moved: list[bool] = []
+
+    def note() -> None:
+        moved.append(not same(trainer.model.state_dict(), start))
+
+    with at("after_backward@0", note), at("after_update@0", note), at("after_update@2", note):
+        list(trainer.steps(until=3))
+    assert moved == [False, True, True]
+
+
+class Reads(TorchDispatchMode):
+    """Notes every operation that waits for the device: the one behind item(), float() and if."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name() in {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}:
+            self.waits.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", ["log", "skip"])
+def test_a_whole_step_of_the_fused_optimizer_waits_for_nothing(gpt2_of: Make, policy: Any) -> None:
+    trainer = trainer_of(gpt2_of(), drawn(4), 3, fused_adamw, guard=Guard(CPU, policy=policy, loss_bound=4.4))
+    trainer.measure_every = 2
+    trainer.take_step()
+    with Reads() as reads:
+        trainer.update(trainer.backward())
+        trainer.update(trainer.backward() * math.nan)
+        trainer.update(trainer.backward() + 50.0)
+    assert reads.waits == []
+    assert (int(trainer.guard.spikes), int(trainer.guard.skipped)) == (1, 1 + (policy == "skip"))
 
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -536,7 +742,7 @@ def test_an_overflow_lowers_the_scale_and_is_not_counted_as_skipped(gpt2_of: Mak
     assert not result.grad_norm.isfinite()
     assert not result.skipped
     assert trainer.loss_scale.state_dict() == {"value": 2.0**39, "good_steps": 0, "overflows": 1}
-    assert trainer.guard.state_dict() == {"skipped": 0, "in_a_row": 0}
+    assert (int(trainer.guard.skipped), int(trainer.guard.in_a_row)) == (0, 0)
     assert same(trainer.model.state_dict(), before)
     trainer.loss_scale.value.fill_(2.0**10)
     assert trainer.take_step().grad_norm.isfinite()

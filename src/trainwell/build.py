@@ -18,18 +18,20 @@ from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, S
 from trainwell.errors import ConfigError, DataError
 from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts, template_in
 from trainwell.hellaswag import Question, read_hellaswag
-from trainwell.model.loss import Compiled, Loss, Parts, head_loss, label_loss, token_loss
+from trainwell.model.loss import Compiled, Loss, Parts, head_loss, label_loss, token_loss, z_loss
 from trainwell.models import freeze, load_weights, make_model
 from trainwell.optim.groups import describe_groups, hidden_matrices, parameter_groups
+from trainwell.optim.guard import Guard, loss_bound
 from trainwell.optim.together import Together
 from trainwell.planning.bands import bands_for
-from trainwell.planning.memory import in_chunks
+from trainwell.planning.memory import CHUNK, in_chunks
 from trainwell.planning.model_size import flops_per_token
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
 from trainwell.planning.target import Start, find_start, find_step
-from trainwell.run import Run, load_trainer
+from trainwell.run import Run
 from trainwell.runs.rundir import RunDir, is_run, parse_target
+from trainwell.saver import load_trainer
 from trainwell.settings import Settings, decide, recorded_settings
 from trainwell.trainer import Schedule, Trainer
 
@@ -187,6 +189,11 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         clip_from=plan.clip_from,
         seed=config.seed,
         autocast=settings.autocast,
+        guard=Guard(
+            device,
+            **config.guard.model_dump(),
+            loss_bound=loss_bound(None if given.loss or data.labels else plan.vocab_size),
+        ),
     )
     custom = describe_custom(given, model)
     parameters = sum(tensor.numel() for tensor in model.parameters())
@@ -211,6 +218,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
             *(f"given in Python: {name}, {custom[name]}" for name in custom if name in PARTS),
             *data.switched_off,
             *data.notes,
+            *start.notes,
             *notes,
         ],
         flops_per_token=flops_per_token(
@@ -273,11 +281,16 @@ def _refuse_own_parts(config: RunConfig) -> None:
 
 def _loss(config: RunConfig, given: Given, data: Data, plan: Plan) -> Loss:
     """The given loss; that of the task; and for a large vocabulary the form that never holds all logits."""
+    weight, chunked = config.optim.z_loss, given.model is None and in_chunks(config, plan.vocab_size or 0)
     if given.loss is not None:
+        if weight:
+            raise ConfigError(f"optim.z_loss: {weight:g} has no effect on a loss of your own; add it there, or give 0")
         return given.loss  # type: ignore[no-any-return]
     if data.labels:
         return label_loss(data.labels)
-    return head_loss if given.model is None and in_chunks(config, plan.vocab_size or 0) else token_loss
+    if weight:
+        return z_loss(weight, chunk=CHUNK if chunked else None)
+    return head_loss if chunked else token_loss
 
 
 def _compiled(loss: Loss, model: nn.Module) -> Loss:

@@ -39,6 +39,7 @@ def make_model(config: RunConfig, vocab_size: int, num_labels: int | None, where
         "dropout": shape.dropout,
         "tie_head": shape.tie_head,
         "qkv_bias": shape.has_qkv_bias,
+        "qk_norm": shape.qk_norm,
         "norm_eps": shape.norm_eps,
         "num_labels": num_labels,
     }
@@ -53,7 +54,6 @@ def _of_llama(shape: ModelConfig) -> dict[str, Any]:
         "head_dim": shape.size_of_head,
         "mlp_width": shape.width_of_mlp,
         "rope": Rope(shape.rope_theta, shape.rope_scaling, shape.rope_factor, shape.rope_original_context),
-        "qk_norm": shape.qk_norm,
     }
 
 

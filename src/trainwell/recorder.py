@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from trainwell.run import Run
 
 _OWN = ("step", "tokens", "epoch", "time")
+_MOST_INCIDENTS = 20
+"""So many are measured between two starts: a run that does nothing but leap must not spend its time on that."""
 
 
 class Recorder:
@@ -41,6 +43,7 @@ class Recorder:
         self.unwritten: StorageError | None = None
         """Why lines are waiting that should be in the file; None when none are."""
         self._clipped: list[bool] = []
+        self._incidents = 0
         self._elapsed_s = 0.0
         self._mark = time.perf_counter()
 
@@ -146,6 +149,9 @@ class Recorder:
         self._console.message(
             f"step {step:4d} | {reason}; {done}. To look into it: trainwell show {run.run_dir.path}@{step}"
         )
+        self._incidents += 1
+        if self._incidents > _MOST_INCIDENTS:
+            return
         try:
             write_incident(
                 run.run_dir,

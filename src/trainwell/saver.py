@@ -57,10 +57,9 @@ def load_trainer(trainer: Trainer, state: dict[str, Any], source: str, *, own_se
 
 
 def describe(run: "Run") -> None:
-    """Write what a run is: config.yaml each time; env.json, tokenizer and template once."""
+    """Write what a run is: env.json, tokenizer and template once; config.yaml each time."""
     folder = run.run_dir
     try:
-        write_synced(folder.config_yaml, to_yaml(run.config).encode())
         if not folder.env_json.exists():
             parent = None if run.parent is None else f"{run.parent[0].shown}@{run.parent[1]}"
             content = environment(run.settings) | {
@@ -74,6 +73,7 @@ def describe(run: "Run") -> None:
                 run.tokenizer.save(folder.path)
             if run.template is not None:
                 write_synced(folder.template_json, json.dumps(run.template.state(), indent=1).encode())
+        write_synced(folder.config_yaml, to_yaml(run.config).encode())  # last: it makes the folder a run
     except OSError as error:
         raise StorageError(f"{folder.path} cannot be written: {error}; choose another folder with --run") from error
     if folder.remote is not None:
@@ -192,9 +192,10 @@ class Saver:
         """
         state, meta = store.load(step)
         run = self._run
-        if own_run and meta["data"] != run.facts:
+        difference = data_difference(meta["data"], run.facts) if own_run else ""
+        if difference:
             raise DataError(
-                f"the data is not what {run.run_dir.path} was trained on: {data_difference(meta['data'], run.facts)}. "
+                f"the data is not what {run.run_dir.path} was trained on: {difference}. "
                 f"Bring that text back, or branch from it: trainwell train {run.run_dir.path}@{step} --run NEW"
             )
         missing, unknown = self.kept.keys() - state["kept"].keys(), state["kept"].keys() - self.kept.keys()
@@ -206,7 +207,10 @@ class Saver:
             run.console.message(
                 f"state of {', '.join(sorted(unknown))} in the checkpoint is left alone: nothing here keeps it"
             )
-        load_trainer(run.trainer, state["trainer"], f"{store.folder}/step-{step}", own_settings=not own_run)
+        configured = "optimizer" not in run.config.custom  # its settings are then those of the configuration
+        load_trainer(
+            run.trainer, state["trainer"], f"{store.folder}/step-{step}", own_settings=configured or not own_run
+        )
         for name in self.kept.keys() - missing:
             self.kept[name].load_state_dict(state["kept"][name])
         self.step = step if own_run else None

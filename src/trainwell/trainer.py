@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
+from trainwell import faults
 from trainwell.data.batches import BatchSource, MicroBatch
 from trainwell.data.examples import IGNORED
 from trainwell.data.order import seed_for
 from trainwell.model.loss import Loss, Parts, token_loss, with_parts
-from trainwell.optim.clip import clip_and_update
-from trainwell.optim.guard import Guard, LossScale
+from trainwell.optim.clip import clip_and_update, global_norm
+from trainwell.optim.guard import Guard, LossScale, why_spike
 
 Schedule = Callable[[int], float]
 
@@ -22,9 +24,12 @@ class StepResult:
     """What step `step` (from 0) did.
 
     `loss` is the mean over all target tokens of the global batch, in nats, before the update; `grad_norm` the global
-    L2 norm before clipping; `targets` the number of target tokens; `skipped` whether the update was left out because
-    loss or norm was not finite. These four are scalars on the device: reading one waits for it. `lr` is the scheduled
-    rate used, `parts` the means of the loss's named parts, `positions` the tokens that went through the model here.
+    L2 norm before clipping; `targets` the number of target tokens; `skipped` whether the update was left out: loss or
+    norm was not finite, or leapt out where the guard's policy is to skip; `spike` whether one leapt out, that is, was
+    above its value in `thresholds` (loss, norm). On measured steps `update_norm` and `weight_norm` are the L2 norms of
+    what the update changed in the trained weights, and of those weights after it. All of these are on the device:
+    reading one waits for it. `lr` is the scheduled rate used, `parts` the means of the loss's named parts, `positions`
+    the tokens that went through the model here.
     """
 
     step: int
@@ -35,6 +40,10 @@ class StepResult:
     skipped: Tensor
     parts: Parts = field(default_factory=dict)
     positions: int = 0
+    spike: Tensor | None = None
+    update_norm: Tensor | None = None
+    weight_norm: Tensor | None = None
+    thresholds: Tensor | None = None
 
 
 class Trainer:
@@ -51,6 +60,10 @@ class Trainer:
         max_grad_norm: clip to this global L2 norm, from step `clip_from` on; None never clips.
         seed: dropout is seeded by (seed, step, first row of the micro-batch); None leaves the global generator alone.
         autocast: bf16 or fp16 for the forward pass, fp16 with dynamic loss scaling; None computes in the weights' type.
+        guard: judges each step's loss and norm; None is one that logs spikes.
+
+    `measure_every` may be set at any time: every so many steps (0: never) the norms of update and weights are taken.
+    That needs a copy of the trained weights during the update, when the activations are gone: backward has the peak.
     """
 
     def __init__(
@@ -65,6 +78,7 @@ class Trainer:
         clip_from: int = 0,
         seed: int | None = None,
         autocast: torch.dtype | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -78,7 +92,8 @@ class Trainer:
         self.parameters: list[Tensor] = [tensor for group in optimizer.param_groups for tensor in group["params"]]
         self.device = self.parameters[0].device
         self._decayed = {index for index, group in enumerate(optimizer.param_groups) if group.get("weight_decay")}
-        self.guard = Guard(self.device)
+        self.guard = Guard(self.device) if guard is None else guard
+        self.measure_every = 0
         self.loss_scale = LossScale(self.device) if autocast == torch.float16 else None
         self._autocast = autocast
         self._targets = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -116,6 +131,7 @@ class Trainer:
             total = total + loss.detach()
             for name, part in parts.items():
                 self._parts[name] = self._parts.get(name, 0) + part.detach() / divisor
+        faults.reach("after_backward", self.step)
         return total
 
     def _forward(self, micro: MicroBatch) -> tuple[Tensor, Parts]:
@@ -130,13 +146,31 @@ class Trainer:
             self._set(key, schedule(self.step))
         max_norm = self.max_grad_norm if self.step >= self.clip_from else None
         scale = None if self.loss_scale is None else self.loss_scale.value
-        norm, skip = clip_and_update(self.optimizer, self.parameters, loss, max_norm, scale)
+        norm = global_norm(self.parameters, scale)
+        broken, spike, thresholds = self.guard.judge(loss, norm)
+        before = self._copy_of_weights() if self.measure_every and self.step % self.measure_every == 0 else None
+        clip_and_update(self.optimizer, self.parameters, norm, self.guard.leaves_out(broken, spike), max_norm, scale)
         if self.loss_scale is not None:
-            skip = self.loss_scale.adjust(skip, loss)
-        self.guard.count(skip)
+            broken = self.loss_scale.adjust(broken, loss)
+        skipped = self.guard.count(broken, spike)
         rate = self.schedules["lr"](self.step) if "lr" in self.schedules else self.optimizer.param_groups[0]["lr"]
-        result = StepResult(self.step, loss, norm, float(rate), self._targets, skip, self._parts, self._positions)
+        update_norm, weight_norm = (None, None) if before is None else self._norms(before)
+        result = StepResult(
+            step=self.step,
+            loss=loss,
+            grad_norm=norm,
+            lr=float(rate),
+            targets=self._targets,
+            skipped=skipped,
+            parts=self._parts,
+            positions=self._positions,
+            spike=spike,
+            update_norm=update_norm,
+            weight_norm=weight_norm,
+            thresholds=thresholds,
+        )
         self.step += 1
+        faults.reach("after_update", result.step)
         return result
 
     def _set(self, key: str, value: float) -> None:
@@ -146,6 +180,36 @@ class Trainer:
                 group["betas"] = (scaled, *group["betas"][1:])
             elif key != "weight_decay" or index in self._decayed:
                 group[key] = scaled
+
+    def _copy_of_weights(self) -> list[Tensor]:
+        return [weight.detach().clone() for weight in self.parameters]
+
+    @torch.no_grad()
+    def _norms(self, before: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The norms of what changed since `before`, which is used up, and of the weights now."""
+        torch._foreach_sub_(before, self.parameters)
+        return get_total_norm(before), get_total_norm(self.parameters)
+
+    def why_skipped(self, result: StepResult) -> str:
+        """One line on what was not finite in the step just taken, or on what leapt out; empty where neither is so.
+
+        Looks at the gradients, so ask before the next `backward`; reads the device. What was not finite is also noted
+        for the guard, whose message at the end of a diverged run names it.
+        """
+        line = self._what_is_not_finite(result)
+        if not line:
+            return "" if result.thresholds is None else why_spike(result.loss, result.grad_norm, result.thresholds)
+        self.guard.reasons.append(line)
+        return line
+
+    def _what_is_not_finite(self, result: StepResult) -> str:
+        if not result.loss.isfinite():
+            return f"loss is {_word(result.loss)}"
+        for name, weight in self.model.named_parameters():
+            if weight.grad is not None and not weight.grad.isfinite().all():
+                return f"gradient of {name} is {_word(weight.grad)}"
+        overflowed = not result.grad_norm.isfinite()
+        return "gradients are finite, but their norm overflows float32" if overflowed else ""
 
     def state_dict(self) -> dict[str, Any]:
         """What steps change: weights, optimizer, counters. Randomness and data are functions of the step."""
@@ -166,3 +230,7 @@ class Trainer:
         self.guard.load_state_dict(state["guard"])
         if self.loss_scale is not None:
             self.loss_scale.load_state_dict(state["loss_scale"])
+
+
+def _word(tensor: Tensor) -> str:
+    return "nan" if tensor.isnan().any() else "inf"

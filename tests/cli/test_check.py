@@ -135,7 +135,83 @@ def test_a_run_is_checked_as_it_was_planned_and_takes_no_keys(
     assert "is a run and is checked as it is" in refused(2, "check", str(finished), "--seed", "3")
 
 
-def test_a_step_is_refused_saying_what_is_checked(refused: Refused) -> None:
+def test_every_file_of_a_run_is_verified_beside_its_plan(command: Command, finished: Path) -> None:
+    said = command("check", str(finished))
+    assert said.code == 0
+    lines = [" ".join(line.split()) for line in said.out.splitlines()]
+    assert f"the files of {finished}: all of it is whole" in lines
+    assert any(line.startswith("checkpoints/step-12 whole ") for line in lines)
+    assert "metrics.jsonl whole 12 steps" in lines
+
+
+def test_damage_ends_it_with_74_and_is_named_at_the_end(command: Command, finished: Path) -> None:
+    tensors = finished / "checkpoints" / "step-8" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with (finished / "metrics.jsonl").open("a") as file:
+        file.write("}{\n")
+    said = command("check", str(finished))
+    assert said.code == 74
+    assert said.err.startswith(f"trainwell: {finished}: 2 of ")
+    assert said.err.endswith("parts are damaged: checkpoints/step-8, metrics.jsonl\n")
+    assert f"delete {finished / 'checkpoints' / 'step-8'}; nothing needs it" in said.out
+    facts = json.loads(command("check", str(finished), "--json").out)
+    assert facts["damaged"] == ["checkpoints/step-8", "metrics.jsonl"]
+    assert {file["state"] for file in facts["files"]} == {"whole", "damaged"}
+
+
+def test_a_run_without_its_configuration_is_checked_all_the_same(command: Command, finished: Path) -> None:
+    (finished / "config.yaml").unlink()
+    said = command("check", str(finished))
+    assert said.code == 74
+    assert said.err == f"trainwell: {finished}: 1 of 7 parts is damaged: config.yaml\n"
+
+
+@pytest.mark.parametrize("step", ["8", "last", "best"])
+def test_a_step_of_a_run_is_its_checkpoint_alone(command: Command, finished: Path, step: str) -> None:
+    (finished / "checkpoints" / "step-4" / "manifest.json").unlink()
+    said = command("check", f"{finished}@{step}")
+    assert (said.code, said.err) == (0, "")
+    assert "no mistakes" not in said.out
+    assert len(said.out.splitlines()) == 2
+
+
+def test_a_step_that_is_damaged_or_missing_is_said(command: Command, refused: Refused, finished: Path) -> None:
+    (finished / "checkpoints" / "step-8" / "tensors.safetensors").unlink()
+    said = command("check", f"{finished}@8")
+    assert (said.code, said.err) == (74, f"trainwell: {finished}@8: tensors.safetensors is missing\n")
+    assert "has no checkpoint of step 7; it has: 4, 8, 12" in refused(2, "check", f"{finished}@7")
+
+
+def test_checking_a_run_writes_nothing_and_needs_no_torch(finished: Path) -> None:
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+    before = files()
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE.replace('"numpy", ', ""), "check", str(finished)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stderr == "exit code 0, loaded []"
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["--small"], "--small is for --prove"),
+        (["--prove", "--strict"], "--prove trains twins"),
+        (["--prove", "--tasks", "a.yaml"], "give one of them"),
+        (["--limit", "3"], "--limit 3 is for --tasks"),
+    ],
+)
+def test_flags_of_different_checks_do_not_go_together(refused: Refused, tokens: list[str], message: str) -> None:
+    assert message in refused(2, "check", "demo", *tokens)
+
+
+def test_a_step_of_a_recipe_is_refused_saying_what_is_checked(refused: Refused) -> None:
     assert refused(2, "check", "demo@40") == (
         "demo@40: a check looks at all steps of a plan; write `trainwell check demo`, "
         "or see that step with `trainwell show demo@40`\n"

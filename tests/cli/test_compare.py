@@ -1,6 +1,7 @@
 """`trainwell compare`, from the command line to what is printed."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,21 @@ def test_an_unknown_name_suggests_the_nearest(refused: Callable[..., str]) -> No
 
 def test_a_step_is_no_schedule(refused: Callable[..., str]) -> None:
     assert "leave out the step, as in demo" in refused(2, "compare", "demo@3", "demo")
+
+
+def test_a_branch_is_compared_behind_the_rows_of_its_parent(command: Command, finished: Path) -> None:
+    assert command("train", f"{finished}@8", "--run", "runs/b", "--skip", "2", "--duration", "14").code == 0
+    found = facts(command, "runs/tiny", "runs/b")
+    measured = found["measured"]
+    assert measured["right"]["runs"] == [["runs/tiny", 0], ["runs/b", 8]]
+    assert measured["left"]["runs"] == [["runs/tiny", 0]]
+    assert [step for step, _, _ in measured["train"]] == list(range(12))
+    assert all(left == right for step, left, right in measured["train"] if step < 8)
+    assert measured["first_difference"]["step"] == 8
+    assert [step for step, _, _ in measured["val"]] == [0, 4, 8, 12]
+    assert found["config"]["data.skip"] == [None, "8+2"]
+    shutil.rmtree(finished)
+    assert "note: runs/b begins at step 8 of runs/tiny, which is not there" in command("compare", "runs/b", "demo").out
+    alone = facts(command, "runs/b", "runs/b")
+    assert [step for step, _, _ in alone["measured"]["train"]] == list(range(8, 14))
+    assert facts(command, "runs/b", "demo")["measured"] is None

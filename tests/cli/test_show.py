@@ -11,6 +11,7 @@ import yaml
 
 from trainwell.cli.app import run
 from trainwell.config.load import load
+from trainwell.runs.incidents import Incident, SampleLoss, write_incident
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
 
@@ -86,6 +87,31 @@ def test_a_run_is_reported(capsys: pytest.CaptureFixture[str], a_run: Path) -> N
 
 def test_a_step_of_a_run_shows_what_was_recorded(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
     assert json.loads(show(capsys, f"{a_run}@3", "--json"))["recorded"]["train/loss"] == 4.7
+
+
+def test_an_incident_of_a_step_is_explained_and_the_run_counts_it(
+    capsys: pytest.CaptureFixture[str], a_run: Path
+) -> None:
+    samples = (SampleLoss(1, 7, float("nan"), 16, "odd text"), SampleLoss(0, 3, 2.5, 16, "plain text"))
+    incident = Incident(3, "loss is nan", True, float("nan"), 2.0, 1e-3, {"loss": 4.0}, (3, 7), samples)
+    write_incident(RunDir(a_run), incident)
+    text = " ".join(show(capsys, f"{a_run}@3").split())
+    assert "reason loss is nan" in text
+    assert "example 7: the loss is not finite; of the other 1 it is" in text
+    assert "odd text" in text
+    assert f"trainwell train {a_run}@3 --steps 1" in text
+    facts = json.loads(show(capsys, f"{a_run}@3", "--json"))["incident"]
+    assert (facts["loss"], facts["bounds"], facts["samples"][1]["loss"]) == (None, {"loss": 4.0}, 2.5)
+    assert facts["explained"] == ["example 7: the loss is not finite; of the other 1 it is"]
+    assert "incidents @3" in " ".join(show(capsys, str(a_run)).split())
+    assert json.loads(show(capsys, str(a_run), "--json"))["incidents"] == [3]
+
+
+def test_a_step_without_an_incident_has_none(capsys: pytest.CaptureFixture[str], a_run: Path) -> None:
+    assert json.loads(show(capsys, f"{a_run}@3", "--json"))["incident"] is None
+    assert json.loads(show(capsys, str(a_run), "--json"))["incidents"] == []
+    assert "incident" not in show(capsys, f"{a_run}@3")
+    assert "incident" not in show(capsys, str(a_run))
 
 
 @pytest.mark.parametrize("target", ["demo", "demo@7"])

@@ -182,7 +182,7 @@ def test_the_command_that_started_a_run_continues_it_passing_over_a_damaged_chec
 
 def test_changed_text_is_refused_with_65(refused_late: Refused, finished: Path) -> None:
     Path("text.txt").write_text(Path("text.txt").read_text()[:-1] + "!")
-    assert "the data is not what runs/tiny was trained on (fingerprint: " in refused_late(65, "train", str(finished))
+    assert "the data is not what runs/tiny was trained on: fingerprint: " in refused_late(65, "train", str(finished))
 
 
 @pytest.mark.parametrize(
@@ -298,4 +298,65 @@ def test_a_dry_run_of_a_duration_in_minutes_says_that_its_steps_are_measured(
     said = command("train", "demo", "--dry-run", *tiny_flags(duration="5 minutes"))
     assert said.code == 0
     assert "duration: 5 minutes is a time" in said.out
+    assert not (own_folders / "runs").exists()
+
+
+def test_a_key_may_change_on_resume_when_that_is_allowed_by_name(command: Command, finished: Path) -> None:
+    without_last_steps(finished)
+    refused = command("train", str(finished), "--optim.max-grad-norm", "0.5")
+    assert refused.code == 2
+    said = command("train", str(finished), "--optim.max-grad-norm", "0.5", "--allow-change", "optim.max_grad_norm")
+    assert (said.code, said.err) == (0, "")
+    noted = next(line for line in said.out.splitlines() if "optim.max_grad_norm" in line)
+    assert said.out.index(noted) < said.out.index("step   11 |")
+    assert rows(finished) == list(range(12))
+
+
+def test_a_branch_leaves_out_the_data_of_steps(command: Command, finished: Path) -> None:
+    said = command("train", f"{finished}@8", "--run", "runs/branch", "--skip", "2")
+    assert (said.code, said.err) == (0, "")
+    assert load("runs/branch/config.yaml").data.skip == "8+2"
+    assert rows("runs/branch") == [8, 9, 10, 11]
+    losses = [
+        [row["train/loss"] for row in MetricsFile(Path(run) / "metrics.jsonl").read().train[-4:]]
+        for run in (finished, "runs/branch")
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_a_step_is_taken_again_and_nothing_is_written(command: Command, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    said = command("train", f"{finished}@8", "--steps", "1")
+    assert (said.code, said.err) == (0, "")
+    assert "step    8 | loss: " in said.out
+    assert "equal to the record, bit for bit" in said.out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["demo", "--steps", "3"], "demo names no step of one; write trainwell train runs/NAME@STEP --steps 1"),
+        (["runs/tiny", "--steps", "3"], "How long a run is, is its --duration"),
+        (["runs/none@3", "--steps", "3"], "runs/none@3 names no step of one"),
+        (["runs/tiny@8", "--steps", "1", "--run", "runs/b"], "writes nothing; --run would have no effect"),
+        (["runs/tiny@8", "--steps", "1", "--skip", "1", "--strict"], "--strict and --skip would have no effect"),
+        (["runs/tiny@8", "--steps", "0"], "--steps"),
+        (["runs/tiny@8", "--run", "runs/b", "--skip", "0"], "--skip"),
+        (["runs/tiny", "--skip", "2"], "train runs/tiny@STEP --run NEW --skip 2"),
+        (["demo", "--skip", "2"], "batches are left out where a branch begins"),
+        (["runs/tiny", "--allow-change", "optim.lrr"], "optim.lrr"),
+    ],
+)
+def test_a_flag_of_replay_branch_or_resume_where_it_means_nothing_is_refused(
+    refused: Refused, finished: Path, tokens: list[str], message: str
+) -> None:
+    assert message in refused(2, "train", *tokens)
+
+
+def test_a_fault_that_cannot_be_read_is_refused_before_any_work(
+    refused: Refused, own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINWELL_FAULT", "after_lunch@3")
+    assert "'after_lunch@3' is no fault; write point@step" in refused(2, "train", "demo")
     assert not (own_folders / "runs").exists()

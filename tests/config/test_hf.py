@@ -283,6 +283,8 @@ def test_a_config_names_ends_and_classes() -> None:
     [
         ({"qkv_bias": False, "tie_head": False}, r"model\.qkv_bias: .* --fill-biases writes zeros .* head stays apart"),
         ({"qkv_bias": False}, r"model\.qkv_bias: this model has none.*--format safetensors"),
+        ({"qk_norm": True}, r"model\.qk_norm: .* no such norms; --format safetensors .* model\.arch llama .* as Qwen3"),
+        ({"qk_norm": True, "qkv_bias": False}, r"model\.qk_norm: "),
         ({"arch": "llama", "qk_norm": True, "qkv_bias": True}, r"both these biases and model\.qk_norm"),
         (
             {"arch": "llama", "num_heads": 3, "head_dim": 8},

@@ -138,6 +138,24 @@ def test_the_epoch_of_a_step_is_what_was_seen_before_it() -> None:
     assert [batches_of(8, 4, 4)(step).epoch for step in range(4)] == [0.0, 0.5, 1.0, 1.5]
 
 
+@given(count=SMALL, size=SMALL, at=st.integers(0, 5), left_out=SMALL, seed=st.integers(0, 2**63 - 1))
+def test_a_skip_reads_on_where_the_run_would_have_been_so_much_later(
+    count: int, size: int, at: int, left_out: int, seed: int
+) -> None:
+    plain = batches_of(count, size, 4, seed)
+    how: dict[str, Any] = {"micro_batch": 4, "seed": seed, "device": CPU}
+    skipping = Batches(Numbered(count), BatchPlan(size, 3, skips=((at, left_out),)), **how)
+    for step in range(at):
+        assert same_batch(skipping(step), plain(step))
+    for step in range(at, at + 4):
+        assert same_batch(skipping(step), plain(step + left_out))
+
+
+def test_the_epoch_of_a_step_counts_what_was_skipped() -> None:
+    skipping = Batches(Numbered(8), BatchPlan(4, 3, skips=((1, 3),)), micro_batch=4, seed=7, device=CPU)
+    assert [skipping(step).epoch for step in range(3)] == [0.0, 2.0, 2.5]
+
+
 def test_a_step_is_the_same_whatever_was_asked_before() -> None:
     batches = batches_of(11, 4, 2)
     forwards = [batches(step) for step in range(6)]

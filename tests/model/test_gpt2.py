@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
+from trainwell.generate import generate
 from trainwell.model.gpt2 import GPT2, init_gpt2, init_torch
 
 Make = Callable[..., GPT2]
@@ -78,16 +79,28 @@ def karpathys_model(*, tie_head: bool, qkv_bias: bool) -> nn.Module:
     return model.apply(init_weights)
 
 
-class BookAttention(nn.Module):
-    """Multi-head attention as the book has it: three projections, softmax over masked scores."""
+class WrittenNorm(nn.Module):
+    """A head over its root mean square, in as many steps as it takes."""
 
-    def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / ((x * x).sum(-1, keepdim=True) / x.shape[-1] + 1e-5) ** 0.5 * self.scale
+
+
+class BookAttention(nn.Module):
+    """Multi-head attention as the book has it: three projections, softmax over masked scores; norms where wanted."""
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
         self.W_query = nn.Linear(width, width, bias=qkv_bias)
         self.W_key = nn.Linear(width, width, bias=qkv_bias)
         self.W_value = nn.Linear(width, width, bias=qkv_bias)
         self.out_proj = nn.Linear(width, width)
+        self.norms = nn.ModuleList([WrittenNorm(width // heads) for _ in range(2)] if qk_norm else [])
 
     def forward(self, x: Tensor) -> Tensor:
         rows, length, width = x.shape
@@ -95,6 +108,8 @@ class BookAttention(nn.Module):
         queries = self.W_query(x).view(shape).transpose(1, 2)
         keys = self.W_key(x).view(shape).transpose(1, 2)
         values = self.W_value(x).view(shape).transpose(1, 2)
+        if self.norms:
+            queries, keys = self.norms[0](queries), self.norms[1](keys)
         scores = queries @ keys.transpose(2, 3)
         scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
         weights = torch.softmax(scores / (width // self.heads) ** 0.5, dim=-1)
@@ -117,9 +132,9 @@ class BookGELU(nn.Module):
 
 
 class BookBlock(nn.Module):
-    def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
+    def __init__(self, width: int, heads: int, qkv_bias: bool, qk_norm: bool) -> None:
         super().__init__()
-        self.att = BookAttention(width, heads, qkv_bias)
+        self.att = BookAttention(width, heads, qkv_bias, qk_norm)
         self.ff = nn.Sequential(nn.Linear(width, 4 * width), BookGELU(), nn.Linear(4 * width, width))
         self.norm1, self.norm2 = BookNorm(width), BookNorm(width)
 
@@ -131,10 +146,19 @@ class BookBlock(nn.Module):
 class BookModel(nn.Module):
     """The book's GPTModel without its dropout."""
 
-    def __init__(self, vocab_size: int, seq_len: int, num_layers: int, num_heads: int, width: int, qkv_bias: bool):
+    def __init__(
+        self,
+        vocab_size: int,
+        seq_len: int,
+        num_layers: int,
+        num_heads: int,
+        width: int,
+        qkv_bias: bool,
+        qk_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.tok_emb, self.pos_emb = nn.Embedding(vocab_size, width), nn.Embedding(seq_len, width)
-        self.trf_blocks = nn.Sequential(*[BookBlock(width, num_heads, qkv_bias) for _ in range(num_layers)])
+        self.trf_blocks = nn.Sequential(*[BookBlock(width, num_heads, qkv_bias, qk_norm) for _ in range(num_layers)])
         self.final_norm = BookNorm(width)
         self.out_head = nn.Linear(width, vocab_size, bias=False)
 
@@ -160,6 +184,8 @@ def in_our_names(book: BookModel) -> dict[str, Tensor]:
         ours[f"{at}.attn.c_attn.weight"] = torch.cat([projection.weight for projection in projections])
         if block.att.W_query.bias is not None:
             ours[f"{at}.attn.c_attn.bias"] = torch.cat([projection.bias for projection in projections])
+        for name, norm in zip(("q_norm", "k_norm"), block.att.norms, strict=False):
+            ours[f"{at}.attn.{name}.weight"] = cast(WrittenNorm, norm).scale
         for name, layer in (
             ("attn.c_proj", block.att.out_proj),
             ("mlp.c_fc", block.ff[0]),
@@ -222,22 +248,84 @@ def test_torch_weights_are_the_books_for_the_same_seed(seed: int, qkv_bias: bool
     rows=st.integers(1, 3),
     length=st.integers(1, 12),
     qkv_bias=st.booleans(),
+    qk_norm=st.booleans(),
     seed=st.integers(0, 99),
 )
-@examples(max_examples=30)
-def test_logits_are_those_of_the_model_written_out(
-    heads: int, layers: int, rows: int, length: int, qkv_bias: bool, seed: int
+@examples(max_examples=40)
+def test_logits_and_gradients_are_those_of_the_model_written_out(
+    heads: int, layers: int, rows: int, length: int, qkv_bias: bool, qk_norm: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
+    switches = {"qkv_bias": qkv_bias, "qk_norm": qk_norm}
     sizes = SIZES | {"num_heads": heads, "num_layers": layers}
-    book = BookModel(**sizes, qkv_bias=qkv_bias).double()
-    ours = GPT2(**sizes, tie_head=False, qkv_bias=qkv_bias).double()
+    book = BookModel(**sizes, **switches).double()
+    ours = GPT2(**sizes, tie_head=False, **switches).double()
     with torch.no_grad():
         for weight in book.parameters():
             weight.add_(torch.randn_like(weight))  # norms and biases too: nothing may be 1 or 0 by chance
-        ours.load_state_dict(in_our_names(book))
-        ids = torch.randint(SIZES["vocab_size"], (rows, length))
-        torch.testing.assert_close(ours(ids), book(ids), rtol=1e-12, atol=1e-12)
+    ours.load_state_dict(in_our_names(book))
+    ids = torch.randint(SIZES["vocab_size"], (rows, length))
+    torch.testing.assert_close(ours(ids), book(ids), rtol=1e-12, atol=1e-12)
+    for model in (ours, book):
+        model(ids).log_softmax(dim=2)[..., 3].sum().backward()
+    theirs = {id(weight): weight.grad for weight in book.parameters()}
+    for name, tensor in in_our_names(book).items():
+        if id(tensor) in theirs:  # not the three projections that were put together
+            torch.testing.assert_close(ours.get_parameter(name).grad, theirs[id(tensor)], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("draw", [init_gpt2, init_torch])
+@pytest.mark.parametrize("switches", [{}, {"tie_head": False, "qkv_bias": False}])
+def test_norms_of_queries_and_keys_start_as_ones_and_move_no_other_weight(
+    draw: Callable[[GPT2, Generator], None], switches: dict[str, bool]
+) -> None:
+    plain, normed = small(**switches), small(**switches, qk_norm=True)
+    for model in (plain, normed):
+        draw(model, Generator().manual_seed(5))
+    added = {name: tensor for name, tensor in normed.state_dict().items() if name not in plain.state_dict()}
+    kinds = ("q_norm", "k_norm")
+    assert list(added) == [f"h.{layer}.attn.{kind}.weight" for layer in range(3) for kind in kinds]
+    assert all(torch.equal(tensor, torch.ones(8)) for tensor in added.values())
+    assert_same_weights(plain.state_dict(), {name: normed.state_dict()[name] for name in plain.state_dict()})
+
+
+def test_with_norms_no_size_of_the_projections_makes_attention_sharp(gpt2_of: Make) -> None:
+    ids = torch.arange(12)[None]
+    for qk_norm, same in ((True, True), (False, False)):
+        model = gpt2_of(dtype=torch.float64, qkv_bias=False, qk_norm=qk_norm, norm_eps=1e-12)
+        with torch.no_grad():
+            before = model(ids)
+            for block in model.blocks:
+                block.get_parameter("attn.c_attn.weight")[:32].mul_(1000)  # queries and keys
+            assert torch.allclose(model(ids), before, rtol=1e-6, atol=1e-6) is same
+
+
+def test_with_norms_reading_in_pieces_gives_the_logits_and_the_ids_of_reading_at_once(gpt2_of: Make) -> None:
+    model = gpt2_of(dtype=torch.float64, qk_norm=True, num_heads=4)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "_norm" in name:
+                weight.copy_(torch.linspace(0.5, 3, 4))
+        ids, cache = torch.arange(12).view(1, 12), model.new_cache()
+        pieces = [model(piece, cache) for piece in ids.split([5, 1, 1, 4, 1], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), rtol=1e-12, atol=1e-12)
+    with_cache, without = (list(generate(model, [3, 1], 20, cache=cache)) for cache in (True, False))
+    assert with_cache == without
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_under_autocast_norms_compute_in_their_own_type_and_give_that_of_the_others(
+    gpt2_of: Make, narrow: torch.dtype
+) -> None:
+    model = gpt2_of(qk_norm=True)
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    norm = model.blocks[0].get_submodule("attn.q_norm")
+    norm.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    exact = model(torch.arange(12)[None])
+    with torch.autocast("cpu", narrow):
+        logits = model(torch.arange(12)[None])
+    assert seen[1] == (torch.float32, torch.float32)
+    torch.testing.assert_close(logits.float(), exact, rtol=0.1, atol=0.1)
 
 
 def test_a_tied_head_is_the_embedding_itself(gpt2_of: Make) -> None:

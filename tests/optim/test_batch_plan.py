@@ -1,6 +1,7 @@
 """The batch plan counts every sequence once, and a ramp is the exact one to a quantum."""
 
 import decimal
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -94,6 +95,51 @@ def test_a_position_is_the_step_at_which_so_much_is_consumed(plan: BatchPlan, st
     assert plan.position(plan.examples_before(step)) == step
     inside = plan.examples_before(step) + Fraction(plan.size(step), 3)
     assert plan.position(inside) == step + Fraction(1, 3)
+
+
+skips = st.dictionaries(st.integers(0, 60), st.integers(1, 40), max_size=4).map(
+    lambda found: tuple(sorted(found.items()))
+)
+
+
+@given(constant | ramps(), skips)
+def test_no_example_is_read_twice_and_none_is_passed_over_but_by_a_skip(
+    plan: BatchPlan, left_out: tuple[tuple[int, int], ...]
+) -> None:
+    skipping, passed, end = replace(plan, skips=left_out), dict(left_out), 0
+    for step in range(110):
+        batches = passed.get(step, 0)
+        gap = plan.examples_before(step + batches) - plan.examples_before(step)
+        assert skipping.first_example(step) == end + gap
+        end = skipping.first_example(step) + skipping.size(step)
+
+
+@given(constant | ramps(), skips, st.integers(1, 40))
+def test_a_branch_goes_on_where_its_parent_would_have_been_after_the_skipped_steps(
+    plan: BatchPlan, left_out: tuple[tuple[int, int], ...], batches: int
+) -> None:
+    parent = replace(plan, skips=left_out)
+    step = 1 + max((at for at, _ in left_out), default=0)
+    branch = replace(plan, skips=(*left_out, (step, batches)))
+    assert branch.first_example(step - 1) == parent.first_example(step - 1)
+    assert branch.first_example(step) == parent.first_example(step + batches)
+    if plan.ramp is None:
+        for later in range(step, step + 50):
+            assert branch.first_example(later) == parent.first_example(later + batches)
+
+
+@given(constant | ramps(), skips, st.integers(0, 200))
+def test_what_is_skipped_is_not_consumed(plan: BatchPlan, left_out: tuple[tuple[int, int], ...], step: int) -> None:
+    skipping = replace(plan, skips=left_out)
+    assert skipping.size(step) == plan.size(step)
+    assert skipping.tokens_before(step) == plan.tokens_before(step)
+    assert skipping.examples_before(step) == plan.examples_before(step)
+    assert skipping.position(step) == plan.position(step)
+
+
+def test_in_a_ramp_the_examples_of_the_skipped_steps_are_passed_over_which_are_fewer_than_of_full_batches() -> None:
+    plan = BatchPlan(8, 10, Ramp(start=20, full=80, over=600, stages=3), skips=((9, 3),))
+    assert [plan.first_example(step) for step in (8, 9, 10)] == [16, 18 + 2 + 4 + 4, 18 + 2 + 4 + 4 + 2]
 
 
 def test_somebody_elses_decimal_precision_changes_nothing() -> None:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainwell.optim.clip import clip_and_update, folds
+from trainwell.optim.clip import clip_and_update, folds, global_norm
 from trainwell.optim.groups import parameter_groups
 from trainwell.optim.together import Together
 
@@ -42,7 +43,35 @@ def muon_and_adamw(parameters: Parameters) -> Any:
     return Together(torch.optim.Muon(matrices, lr=0.01), torch.optim.AdamW(rest, lr=0.01, fused=True))
 
 
-PLAIN: list[Make] = [plain_adamw, foreach_adamw, sgd_with_momentum, muon_and_adamw]
+class Lion:
+    """An optimizer of a user's own, with the four methods and nothing of torch's: the sign of a running mean."""
+
+    def __init__(self, parameters: Parameters, lr: float) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": parameters, "lr": lr}]
+        self.means: dict[int, Tensor] = {}
+        self.steps = 0
+
+    def step(self) -> None:
+        self.steps += 1
+        for place, weight in enumerate(self.param_groups[0]["params"]):
+            if weight.grad is not None:
+                mean = self.means.get(place, torch.zeros_like(weight))
+                self.means[place] = mean + 0.1 * (weight.grad - mean)
+                weight.data -= self.param_groups[0]["lr"] * self.means[place].sign()
+
+    def zero_grad(self) -> None:
+        for weight in self.param_groups[0]["params"]:
+            weight.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": dict(self.means), "steps": self.steps}
+
+
+def ones_own(parameters: Parameters) -> Any:
+    return Lion(parameters, lr=0.01)
+
+
+PLAIN: list[Make] = [plain_adamw, foreach_adamw, sgd_with_momentum, muon_and_adamw, ones_own]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EVERY: list[Make] = [*PLAIN, fused_adamw]
@@ -89,6 +118,16 @@ def assert_near(one: Sequence[Tensor], other: Sequence[Tensor], relative: float)
         torch.testing.assert_close(mine, theirs, rtol=relative, atol=relative)
 
 
+def take(
+    optimizer: Any, parameters: Parameters, loss: Tensor, max_norm: float | None, loss_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The update of a step as the trainer makes it, left out where not finite; the norm, and whether."""
+    norm = global_norm(parameters, loss_scale)
+    skip = ~(norm.isfinite() & loss.isfinite())
+    clip_and_update(optimizer, parameters, norm, skip, max_norm, loss_scale)
+    return norm, skip
+
+
 ONE = torch.ones(())
 LOSSES = {"finite": 1.0, "nan": math.nan, "inf": math.inf}
 STEPS = st.lists(st.tuples(st.integers(0, 99), st.sampled_from([1e-3, 0.3, 1.0, 50.0])), min_size=1, max_size=4)
@@ -99,7 +138,7 @@ def run(make: Make, parameters: Parameters, steps: list[tuple[int, float]], max_
     optimizer = make(parameters)
     for seed, size in steps:
         set_gradients(parameters, seed, size)
-        clip_and_update(optimizer, parameters, ONE, max_norm)
+        take(optimizer, parameters, ONE, max_norm)
     return optimizer
 
 
@@ -154,7 +193,7 @@ def test_the_norm_told_is_before_clipping_and_the_gradients_left_are_after(make:
     parameters = weights()
     set_gradients(parameters, 3, size)
     before = norm_of(gradients(parameters))
-    norm, skip = clip_and_update(make(parameters), parameters, ONE, 1.0)
+    norm, skip = take(make(parameters), parameters, ONE, 1.0)
     assert float(norm) == pytest.approx(before, rel=1e-6)
     assert not skip
     assert norm_of(gradients(parameters)) == pytest.approx(before * min(1.0, 1.0 / (before + 1e-6)), rel=1e-6)
@@ -166,7 +205,7 @@ def test_gradients_below_the_limit_and_without_a_limit_are_not_touched(make: Mak
         parameters = weights()
         set_gradients(parameters, 5)
         before = [gradient.clone() for gradient in gradients(parameters)]
-        clip_and_update(make(parameters), parameters, ONE, max_norm)
+        take(make(parameters), parameters, ONE, max_norm)
         assert_same(gradients(parameters), before)
 
 
@@ -183,7 +222,7 @@ def test_the_books_example_is_clipped_to_a_hair_under_one(make: Make) -> None:
     matrix = nn.Parameter(torch.zeros((2, 2)))
     example = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
     matrix.grad = example.clone()
-    norm, _ = clip_and_update(make([matrix]), [matrix], ONE, 1.0)
+    norm, _ = take(make([matrix]), [matrix], ONE, 1.0)
     assert float(norm) == 5.0
     torch.testing.assert_close(matrix.grad, example * 0.19999996, rtol=1e-7, atol=0)
     assert 0.9999997 < norm_of([matrix.grad]) < 0.9999999
@@ -192,7 +231,7 @@ def test_the_books_example_is_clipped_to_a_hair_under_one(make: Make) -> None:
 def test_plain_descent_moves_by_the_clipped_gradient() -> None:
     matrix = nn.Parameter(torch.zeros((2, 2)))
     matrix.grad = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
-    clip_and_update(torch.optim.SGD([matrix], lr=1.0), [matrix], ONE, 1.0)
+    take(torch.optim.SGD([matrix], lr=1.0), [matrix], ONE, 1.0)
     torch.testing.assert_close(matrix.detach(), torch.tensor([[1.0, 2.0], [2.0, 4.0]]) * -0.19999996)
 
 
@@ -219,11 +258,31 @@ def test_a_step_that_is_not_finite_leaves_weights_moments_and_counters_bit_for_b
     before = copy.deepcopy((parameters, optimizer.state_dict()))
     set_gradients(parameters, 3)
     loss = poison(parameters, kind)
-    norm, skip = clip_and_update(optimizer, parameters, loss, max_norm)
+    norm, skip = take(optimizer, parameters, loss, max_norm)
     assert skip
     assert skip.dtype == torch.bool
     assert kind.startswith("loss") or not norm.isfinite()
     assert_same((parameters, optimizer.state_dict()), before)
+
+
+@every_optimizer
+def test_a_step_that_is_finite_is_left_out_too_when_asked_and_its_gradients_stay_as_they_are(make: Make) -> None:
+    parameters = weights()
+    optimizer = run(make, parameters, [(1, 1.0)], 1.0)
+    before = copy.deepcopy((parameters, optimizer.state_dict()))
+    set_gradients(parameters, 2, 50.0)
+    kept = copy.deepcopy(gradients(parameters))
+    clip_and_update(optimizer, parameters, global_norm(parameters), torch.tensor(True), 1.0)
+    assert_same((parameters, optimizer.state_dict()), before)
+    assert_same(gradients(parameters), kept)
+
+
+def test_the_fused_optimizers_own_step_counts_do_not_move_in_a_skipped_step() -> None:
+    parameters = weights()
+    optimizer = run(fused_adamw, parameters, [(1, 1.0), (2, 1.0)], 1.0)
+    set_gradients(parameters, 3)
+    take(optimizer, parameters, poison(parameters, "nan"), 1.0)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
 
 
 @every_optimizer
@@ -232,9 +291,9 @@ def test_training_goes_on_as_if_the_skipped_first_step_had_never_been(make: Make
     ours, without = weights(), weights()
     optimizer = make(ours)
     set_gradients(ours, 9)
-    clip_and_update(optimizer, ours, poison(ours, kind), 1.0)
+    take(optimizer, ours, poison(ours, kind), 1.0)
     set_gradients(ours, 1)
-    clip_and_update(optimizer, ours, ONE, 1.0)
+    take(optimizer, ours, ONE, 1.0)
     expected = run(make, without, [(1, 1.0)], 1.0)
     assert_same(ours, without)
     assert_same(optimizer.state_dict(), expected.state_dict())
@@ -249,7 +308,7 @@ def test_scaled_gradients_give_the_same_step_as_unscaled_ones(make: Make, max_no
         set_gradients(ours, seed)
         for gradient in gradients(ours):
             gradient.mul_(scale)
-        clip_and_update(optimizer, ours, ONE, max_norm, scale)
+        take(optimizer, ours, ONE, max_norm, scale)
     assert float(scale) == 2.0**14
     expected = run(make, unscaled, [(seed, 1.0) for seed in range(3)], max_norm)
     assert_near(ours, unscaled, 2e-6)
@@ -266,7 +325,7 @@ def test_the_norm_told_is_that_of_the_unscaled_gradients(make: Make) -> None:
     expected = norm_of(gradients(parameters))
     for gradient in gradients(parameters):
         gradient.mul_(1024)
-    norm, _ = clip_and_update(make(parameters), parameters, ONE, 0.5, torch.tensor(1024.0))
+    norm, _ = take(make(parameters), parameters, ONE, 0.5, torch.tensor(1024.0))
     assert float(norm) == pytest.approx(expected, rel=1e-6)
     assert norm_of(gradients(parameters)) == pytest.approx(0.5, rel=1e-5)
 
@@ -278,7 +337,7 @@ def test_a_scaled_gradient_that_overflowed_is_skipped_too(make: Make) -> None:
     before = copy.deepcopy((parameters, optimizer.state_dict()))
     set_gradients(parameters, 2)
     poison(parameters, "inf")
-    _, skip = clip_and_update(optimizer, parameters, ONE, 1.0, torch.tensor(2.0**16))
+    _, skip = take(optimizer, parameters, ONE, 1.0, torch.tensor(2.0**16))
     assert skip
     assert_same((parameters, optimizer.state_dict()), before)
 
@@ -290,6 +349,32 @@ def test_the_fused_optimizer_is_left_as_it_was_found() -> None:
     assert not hasattr(optimizer, "found_inf")
     run_torch(fused_adamw, torchs, [(1, 50.0)], 1.0)
     assert_near(ours, torchs, 2e-6)
+
+
+class Reads(TorchDispatchMode):
+    """Notes every operation that waits for the device: the one behind item(), float() and if."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name() in {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal"}:
+            self.waits.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "waits"), [(fused_adamw, "1.0", 0), (fused_adamw, "nan", 0), (ones_own, "nan", 1)]
+)
+def test_the_fused_optimizer_is_never_waited_for_and_any_other_once(make: Make, kind: str, waits: int) -> None:
+    parameters = weights()
+    optimizer = run(make, parameters, [(1, 1.0)], 1.0)
+    set_gradients(parameters, 2)
+    poison(parameters, kind)
+    with Reads() as reads:
+        take(optimizer, parameters, ONE, 1.0)
+    assert len(reads.waits) == waits
 
 
 class Breaks(torch.optim.AdamW):
@@ -304,7 +389,7 @@ def test_an_update_that_fails_takes_the_factor_away_again() -> None:
     optimizer = Breaks(parameters, fused=True)
     set_gradients(parameters, 1)
     with pytest.raises(RuntimeError, match="out of memory"):
-        clip_and_update(optimizer, parameters, ONE, 1.0)
+        take(optimizer, parameters, ONE, 1.0)
     assert not hasattr(optimizer, "grad_scale")
     assert not hasattr(optimizer, "found_inf")
 
@@ -315,7 +400,7 @@ def test_parameters_without_a_gradient_are_left_alone(make: Make) -> None:
     set_gradients(parameters, 1)
     parameters[0].grad = None
     before = norm_of(gradients(parameters))
-    norm, skip = clip_and_update(make(parameters), parameters, ONE, 1.0)
+    norm, skip = take(make(parameters), parameters, ONE, 1.0)
     assert float(norm) == pytest.approx(before, rel=1e-6)
     assert not skip
     assert torch.equal(parameters[0], start[0])
@@ -325,7 +410,7 @@ def test_parameters_without_a_gradient_are_left_alone(make: Make) -> None:
 @every_optimizer
 def test_without_any_gradient_the_norm_is_zero_and_nothing_moves(make: Make) -> None:
     parameters = weights()
-    norm, skip = clip_and_update(make(parameters), parameters, ONE, 1.0)
+    norm, skip = take(make(parameters), parameters, ONE, 1.0)
     assert float(norm) == 0.0
     assert not skip
     assert_same(parameters, weights())

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from trainwell.optim.dialects import DIALECTS, END_AT_HORIZON, READ_INITIAL
-from trainwell.planning.describe import batch_line, explain, explain_batch, joints, rate, schedule_line
+from trainwell.planning.describe import batch_line, explain, explain_batch, joints, rate, schedule_line, skip_lines
 from trainwell.planning.resolve import Plan
+from trainwell.planning.summary import summary
 
 NAMES = {"cos": math.cos, "sqrt": math.sqrt, "pi": math.pi, "max": max, "int": int, "round": round}
 OWN = [
@@ -160,3 +161,13 @@ def test_a_joint_knows_its_rate_tokens_and_epoch(plan_of: Any) -> None:
     joint = joints(plan_of("demo", tokens=1000 * 128 + 1))[-1]
     assert (joint.tokens, joint.lr, joint.batch) == (1199 * 16 * 128, 3e-4, 16)
     assert joint.epoch == pytest.approx(1199 * 16 / 1000)
+
+
+def test_what_the_data_leaves_out_is_said_in_windows(plan_of: Any) -> None:
+    plan = plan_of("demo", {"data.skip": "40+1, 1000+200"}, tokens=1000 * 128 + 1)
+    assert skip_lines(plan) == [
+        "one batch from step 40 on is left out: 16 windows",
+        "200 batches from step 1,000 on are left out: 3,200 windows",
+    ]
+    assert skip_lines(plan_of("demo")) == []
+    assert set(skip_lines(plan)) < set(summary(plan, 1000))

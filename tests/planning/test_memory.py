@@ -26,6 +26,7 @@ VOCABULARY, SEQ_LEN, MICRO_BATCH = 40, 64, 2
 SHAPES: dict[str, dict[str, object]] = {
     "gpt2": {"arch": "gpt2"},
     "gpt2 without biases": {"arch": "gpt2", "qkv_bias": False},
+    "gpt2 with norms": {"arch": "gpt2", "qk_norm": True},
     "llama": {"arch": "llama"},
     "llama with one head of keys": {"arch": "llama", "num_kv_heads": 1},
     "qwen3": {"arch": "llama", "num_kv_heads": 2, "head_dim": 32, "mlp_width": 100, "qk_norm": True},
@@ -42,7 +43,7 @@ def built(config: RunConfig, num_labels: int | None = None) -> nn.Module:
     outer |= {"num_layers": model.num_layers, "num_heads": model.num_heads, "width": model.width}
     outer |= {"qkv_bias": model.has_qkv_bias, "tie_head": model.tie_head}
     if model.arch == "gpt2":
-        return GPT2(**outer)
+        return GPT2(qk_norm=model.qk_norm, **outer)
     inner: dict[str, Any] = {"head_dim": model.size_of_head, "mlp_width": model.width_of_mlp, "qk_norm": model.qk_norm}
     return Llama(num_kv_heads=model.kv_heads, **inner, **outer)
 

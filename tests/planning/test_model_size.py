@@ -20,7 +20,7 @@ def built(model: ModelConfig, vocab_size: int, seq_len: int, num_labels: int | N
     """The model of a configuration, without memory for its weights."""
     outer: dict[str, Any] = {"vocab_size": vocab_size, "seq_len": seq_len, "num_labels": num_labels}
     outer |= {"num_layers": model.num_layers, "num_heads": model.num_heads, "width": model.width}
-    outer |= {"tie_head": model.tie_head, "qkv_bias": model.has_qkv_bias}
+    outer |= {"tie_head": model.tie_head, "qkv_bias": model.has_qkv_bias, "qk_norm": model.qk_norm}
     with torch.device("meta"):
         if model.arch == "gpt2":
             return GPT2(**outer)
@@ -28,7 +28,6 @@ def built(model: ModelConfig, vocab_size: int, seq_len: int, num_labels: int | N
             num_kv_heads=model.kv_heads,
             head_dim=model.size_of_head,
             mlp_width=model.width_of_mlp,
-            qk_norm=model.qk_norm,
             **outer,
         )
 
@@ -43,6 +42,7 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
         "num_heads": heads,
         "tie_head": draw(st.booleans()),
         "qkv_bias": draw(st.sampled_from([None, True, False])),
+        "qk_norm": draw(st.booleans()),
     }
     if draw(st.booleans()):
         return ModelConfig.model_validate(common | {"arch": "gpt2", "width": heads * head})
@@ -52,7 +52,6 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
         "head_dim": head if own_head else None,
         "num_kv_heads": draw(st.sampled_from([None, kv_heads])),
         "mlp_width": draw(st.sampled_from([None, 8, 20])),
-        "qk_norm": draw(st.booleans()),
     }
     return ModelConfig.model_validate(common | {"arch": "llama"} | more)
 

@@ -289,3 +289,22 @@ def test_planning_a_recipe_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_skipped_moves_the_place_in_the_data_and_no_length(plan_of: Any) -> None:
+    plain, skipping = (plan_of("demo", flags, tokens=TOKENS) for flags in ({}, {"data.skip": "100+50"}))
+    assert skipping.num_steps == plain.num_steps
+    assert [skipping.lr(step) for step in range(0, 1200, 50)] == [plain.lr(step) for step in range(0, 1200, 50)]
+    assert skipping.epoch(99) == plain.epoch(99)
+    assert skipping.epoch(100) == plain.epoch(150)
+
+
+@pytest.mark.parametrize("skip", ["5+99999999999999999999", "99999999999999999999+1"])
+def test_a_skip_past_every_text_is_refused(plan_of: Any, skip: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.skip: \d+\+\d+ leaves out more batches than any text has"):
+        plan_of("demo", {"data.skip": skip}, tokens=TOKENS)
+
+
+def test_a_skip_that_cannot_be_read_is_one_mistake(plan_of: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.skip: '5' is no list of skips"):
+        plan_of("demo", {"data.skip": "5"})

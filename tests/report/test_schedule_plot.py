@@ -8,6 +8,7 @@ import numpy as np
 from trainwell.config.load import load
 from trainwell.planning.resolve import Plan, resolve
 from trainwell.report.compare import Side, compare
+from trainwell.report.load import Joined
 from trainwell.report.picture import save
 from trainwell.report.schedule_plot import draw_comparison, draw_plan
 
@@ -69,3 +70,21 @@ def test_identical_schedules_and_other_batches_are_drawn() -> None:
     assert len(draw_comparison(same).axes) == 2
     other = compare(Side("a", "file", plan), Side("b", "file", plan_of(batch_size=16)))
     assert len(draw_comparison(other).axes) == 3
+
+
+def test_the_losses_of_two_runs_have_a_panel_with_the_step_at_which_a_branch_begins(tmp_path: Path) -> None:
+    plan = plan_of(duration=100)
+
+    def rows(runs: tuple[tuple[str, int], ...], loss: float) -> Joined:
+        train = tuple({"step": step, "train/loss": loss - step / 100} for step in range(100))
+        return Joined(train, ({"step": 50, "val/loss": 2.0}, {"step": 100, "val/loss": float("nan")}), runs)
+
+    sides = Side("a", "run", plan, rows((("a", 0),), 4.0)), Side("b", "run", plan, rows((("a", 0), ("b", 40)), 3.0))
+    figure = draw_comparison(compare(*sides))
+    assert len(figure.axes) == 3
+    lines = figure.axes[-1].lines
+    assert np.array_equal(lines[0].get_xdata(), range(100))
+    assert np.array_equal(lines[2].get_ydata(), [3.0 - step / 100 for step in range(100)])
+    assert np.array_equal(lines[1].get_xdata(), [50])
+    save(figure, tmp_path / "a.svg", "svg")
+    assert {"loss", "training", "validation", "branch, step 40"} <= set(words(tmp_path / "a.svg"))

@@ -8,6 +8,7 @@ from rich.console import Console
 from trainwell.config.load import load
 from trainwell.planning.resolve import Plan, resolve
 from trainwell.report.compare import Side, compare
+from trainwell.report.load import Joined
 from trainwell.report.side_by_side import show_comparison
 
 NUMBERS = {"duration": 100, "batch_size": 4, "micro_batch": 4, "data.seq_len": 16, "optim.lr": 1.0}
@@ -64,3 +65,44 @@ def test_a_comparison_fits_the_terminal(width: int, encoding: str) -> None:
     text = printed(plan_of(), plan_of(**ramp), width, encoding)
     assert "sequences a step" in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def with_rows(parts: tuple[tuple[str, int], ...], train: float, val: float) -> Joined:
+    return Joined(
+        tuple({"step": step, "train/loss": 3.0 if step < 40 else train} for step in range(100)),
+        tuple({"step": step, "val/loss": val} for step in (0, 50, 100)),
+        parts,
+    )
+
+
+def of_runs(left: Joined, right: Joined, width: int = 100) -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    sides = (Side("runs/a", "run", plan_of(), left), Side("runs/b", "run", plan_of(), right))
+    Console(file=stream, width=width, highlight=False).print(show_comparison(compare(*sides)), markup=False)
+    stream.seek(0)
+    return stream.read()
+
+
+def test_of_two_runs_the_losses_are_drawn_and_put_side_by_side() -> None:
+    text = of_runs(with_rows((("runs/a", 0),), 2.0, 2.5), with_rows((("runs/\x1ba", 0), ("runs/b", 40)), 1.0, 1.5))
+    assert "training loss, logarithmic, over steps" in text
+    assert "joined         runs/\\x1ba up to step 40, then runs/b" in text
+    assert "training loss  first other at step 40: 2.000000 | 1.000000" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "50 2.8000 2.6000 2.5000 1.5000" in lines  # 40 steps of 3 and 10 of 2, or of 1
+    assert "100 2.0000 1.0000 2.5000 1.5000" in lines
+
+
+def test_runs_with_the_same_losses_are_said_to_be_the_same_to_the_bit() -> None:
+    same = with_rows((("runs/a", 0),), 2.0, 2.5)
+    assert "the same to the bit at all 100 common steps" in of_runs(same, same)
+
+
+def test_runs_without_a_common_step_say_so() -> None:
+    late = Joined(({"step": 200, "train/loss": 1.0},), (), (("runs/b", 200),))
+    assert "no step is on record in both" in of_runs(with_rows((("runs/a", 0),), 2.0, 2.5), late)
+
+
+def test_losses_fit_the_terminal() -> None:
+    text = of_runs(with_rows((("runs/a", 0),), 2.0, 2.5), with_rows((("runs/b", 0),), 1.0, 1.5), 60)
+    assert max(map(len, text.splitlines())) <= 60

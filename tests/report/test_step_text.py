@@ -33,9 +33,10 @@ def planned(own_folders: Path) -> PlanOf:
 
 
 RAMP: dict[str, object] = {"batch_ramp__from_tokens": 16, "batch_ramp__over": "900 tokens"}
+SKIP: dict[str, object] = {**RAMP, "data__skip": "2+5, 7+3"}
 
 
-@pytest.mark.parametrize("changes", [{}, {"data__order": "sequential"}, {"data__stride": 5, "seed": 3}, RAMP])
+@pytest.mark.parametrize("changes", [{}, {"data__order": "sequential"}, {"data__stride": 5, "seed": 3}, RAMP, SKIP])
 def test_the_windows_are_those_that_training_reads(planned: PlanOf, text: Path, changes: dict[str, object]) -> None:
     import torch
 
@@ -72,6 +73,14 @@ def test_examples_and_passes_are_counted_from_the_start_of_the_run(planned: Plan
     assert [window.example for window in shown.windows] == [116, 117]
     assert [window.epoch for window in shown.windows] == [116 // plan.num_windows, 117 // plan.num_windows]
     assert len(shown.indices) == 4
+
+
+def test_what_is_skipped_counts_in_the_number_and_the_pass_of_a_window(planned: PlanOf, text: Path) -> None:
+    plan, plain = planned(text, data__skip="3+20"), planned(text)
+    shown, later = text_of_step(plan, 5), text_of_step(plain, 25)
+    assert shown == later
+    assert [window.epoch for window in shown.windows] == [number // plan.num_windows for number in (100, 101, 102)]
+    assert text_of_step(plan, 2) == text_of_step(plain, 2)
 
 
 def test_characters_are_counted_where_tokens_are_longer(planned: PlanOf, text: Path) -> None:

@@ -12,6 +12,7 @@ from trainwell.planning.resolve import resolve
 from trainwell.report.load import load_run
 from trainwell.report.step_text import StepText, Window
 from trainwell.report.terminal import show_recipe, show_run, show_step
+from trainwell.runs.incidents import Incident, write_incident
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
 
@@ -191,3 +192,30 @@ def test_a_text_cannot_steer_the_terminal_and_is_cut() -> None:
 def test_a_text_that_is_gone_is_a_line_that_says_so() -> None:
     text = printed(show_step(resolve(load("demo", flags=BASE)), 40, "demo", text="a.txt does not exist"))
     assert "the text cannot be shown: a.txt does not exist" in text
+
+
+def test_a_step_with_an_incident_shows_it_in_place_of_its_text(make_run: Maker) -> None:
+    run = load_run(make_run())
+    assert run.plan is not None
+    incident = Incident(440, "loss 9 is above 4", False, 9.0, 1.0, 1e-3)
+    text = printed(show_step(run.plan, 440, "runs/demo", None, "gone", incident, run.checkpoints))
+    assert "the incident" in text
+    assert "loss 9 is above 4" in text
+    assert "cannot be shown" not in text
+    assert "trainwell train runs/demo@440 --steps 1" in text
+    assert "trainwell train runs/demo@400 --run NEW --skip 200" in text
+
+
+def test_what_a_step_logged_cannot_steer_the_terminal(make_run: Maker) -> None:
+    run = load_run(make_run())
+    assert run.plan is not None
+    text = printed(show_step(run.plan, 40, "runs/demo", {"train/why": "[bold]\x1b[2J"}))
+    assert "[bold]\\x1b[2J" in text
+
+
+def test_a_report_names_the_last_incidents_and_counts_them(make_run: Maker) -> None:
+    path = make_run()
+    for step in range(0, 20, 2):
+        write_incident(RunDir(path), Incident(step, "", False, 9.0, 1.0, 1e-3))
+    text = " ".join(printed(show_run(load_run(path)), 200).split())
+    assert "incidents 10, the last @4, @6, @8, @10, @12, @14, @16, @18; each explained by trainwell show" in text

@@ -21,16 +21,22 @@ NEED_TORCH = (
     "trainwell.given",
     "trainwell.gradients",
     "trainwell.harness",
+    "trainwell.distributed.local",
     "trainwell.hellaswag",
+    "trainwell.incidents",
     "trainwell.model",
     "trainwell.models",
     "trainwell.optim.clip",
     "trainwell.optim.groups",
     "trainwell.optim.guard",
     "trainwell.optim.together",
+    "trainwell.prove",
     "trainwell.recorder",
     "trainwell.reference",
+    "trainwell.rehearsal",
+    "trainwell.replay",
     "trainwell.run",
+    "trainwell.saver",
     "trainwell.settings",
     "trainwell.trainer",
 )
@@ -51,7 +57,7 @@ def module_of(path: Path) -> str:
 
 
 def needs_torch(module: str) -> bool:
-    whole = {"trainwell.book", "trainwell.model"}
+    whole = {"trainwell.book", "trainwell.model", "trainwell.prove"}
     return any(module == name or (name in whole and module.startswith(name + ".")) for name in NEED_TORCH)
 
 

@@ -57,5 +57,5 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     "folder", sorted({path.parent for path in (ROOT / "tests").rglob("test_*.py")}), ids=lambda path: path.name
 )
 def test_tests_stand_where_the_source_stands(folder: Path) -> None:
-    beside = {ROOT / "tests" / name for name in ("structure", "invariants", "examples", "benchmarks")}
+    beside = {ROOT / "tests" / name for name in ("structure", "invariants", "examples", "benchmarks", "soak")}
     assert folder in {ROOT / "tests", *beside} or (SOURCE / folder.relative_to(ROOT / "tests")).is_dir()

@@ -9,11 +9,12 @@ from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from trainwell.cli import parts
 from trainwell.errors import TrainwellError
+from trainwell.runs.console import safe
 
 VERBS = {
     "train": "Start a recipe, continue a run, or branch from a step of one.",
     "show": "What a recipe, a run or a step is: configuration, curves, samples, verdict.",
-    "check": "What is wrong, or worth knowing, before a run; how good it is in tasks after it.",
+    "check": "What is wrong with a plan, or damaged in a run; that resuming is exact (--prove); how good its weights are.",
     "compare": "How two schedules differ: of recipes, config files, runs or dialects.",
     "sample": "Text, answers or labels from a run or a step of it.",
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
@@ -59,7 +60,7 @@ def run(tokens: Sequence[str] | None = None) -> int:
     # nobody does, waiting asleep costs nothing that can be measured.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()(sys.argv[1:] if tokens is None else tokens, exit_on_error=False, print_error=False)
+        code = app()(sys.argv[1:] if tokens is None else tokens, exit_on_error=False, print_error=False)
     except TrainwellError as error:
         return _fail(str(error), error.exit_code)
     except CycloptsError as error:
@@ -77,11 +78,11 @@ def run(tokens: Sequence[str] | None = None) -> int:
             "Run again with TRAINWELL_TRACEBACK=1 to see where, and report it",
             3,
         )
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"trainwell: {message}\n")
+    sys.stderr.write(f"trainwell: {safe(message)}\n")  # it repeats what was typed, or lies in files
     return code
 
 

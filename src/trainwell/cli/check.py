@@ -1,7 +1,8 @@
-"""`trainwell check`: the mistakes in a recipe, a config file or a run's plan, and what is worth knowing about it.
+"""`trainwell check`: the mistakes in a recipe, a config file or a run's plan, what is worth knowing about it, and
+whether the files of a run are whole.
 
-Looks at configuration and counts alone; nothing is run, and torch is not imported. Only with --tasks it opens a run and
-asks its weights.
+Looks at configuration, counts and files alone; nothing is run, and torch is not imported. Only with --tasks it opens a
+run and asks its weights, and with --prove it trains short twins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,16 @@ from trainwell.cli.flags import with_config_flags
 from trainwell.cli.output import print_json, print_rich
 from trainwell.cli.plans import Planned, plan_of
 from trainwell.config.load import load
-from trainwell.errors import CheckError, ConfigError
+from trainwell.errors import CheckError, ConfigError, DataError, StorageError
 from trainwell.planning.describe import batch_line
 from trainwell.planning.finding import Finding
 from trainwell.planning.lints import findings
 from trainwell.planning.resolve import Plan
+from trainwell.planning.target import find_step
+from trainwell.report.damage import Part, damaged, holds_run, inspect, inspect_checkpoint, show_parts, summary
 from trainwell.report.load import load_run
 from trainwell.runs.console import safe, short_count
-from trainwell.runs.rundir import is_run, parse_target
+from trainwell.runs.rundir import RunDir, Step, is_run, parse_target
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,57 +56,126 @@ def check(
         int | None,
         Parameter(help="With --tasks: only the first so many documents of each.", validator=Number(gte=1)),
     ] = None,
+    prove: Annotated[
+        bool,
+        Parameter(
+            help="Train short twins on this configuration and machine, and say for each promise whether it holds.",
+            negative=(),
+        ),
+    ] = False,
+    small: Annotated[bool, Parameter(help="With --prove: the same model and batch, scaled down.", negative=())] = False,
     flags: Mapping[str, object],
 ) -> None:
-    """Check TARGET before anything runs: a recipe, a config file, or the plan of a run.
+    """Check TARGET: a recipe or config file before anything runs, a run's files and plan, a checkpoint (runs/demo@40).
 
     Mistakes end it with exit code 2. Each warning and note says what is the case, where, why it matters, and the line
-    to change. With --tasks it is the weights of a run that are checked, by benchmarks of others.
+    to change. Of a run every checkpoint and line of metrics is verified; what is damaged ends it with 74. With --tasks
+    the weights of a run are checked, by benchmarks of others; with --prove, what trainwell promises.
     """
-    if tasks is not None:
-        if config is not None or strict:
-            raise ConfigError("--tasks is about the weights of a run, --config and --strict are about a plan")
-        _check_weights(target, tasks, limit, flags, as_json=json)
-        return
-    if limit is not None:
-        raise ConfigError(f"--limit {limit} is for --tasks, and there are none")
-    path, (plan, unknown, notes) = _plan(target, config, flags)
-    found = findings(plan)
-    warnings = [finding.name for finding in found if finding.level == "warning"]
-    if json:
-        print_json(
-            {
-                "target": path,
-                "name": plan.config.name,
-                "num_steps": plan.num_steps,
-                "horizon": plan.horizon,
-                "warmup": plan.warmup,
-                "counted_with_text": plan.info is not None,
-                "warnings": len(warnings),
-                "findings": [asdict(finding) for finding in found],
-            }
-        )
-    else:
-        from rich.console import Group
+    _refuse_together(tasks=tasks, limit=limit, prove=prove, small=small, config=config, strict=strict)
+    if prove:
+        from trainwell.cli.prove import show_proof
 
-        print_rich(Group(*_shown(path, plan, found, [*notes, *([unknown] if unknown else [])])))
+        show_proof(target, config, flags, small=small, as_json=json)
+    elif tasks is not None:
+        _check_weights(target, tasks, limit, flags, as_json=json)
+    else:
+        _check(target, config, flags, strict=strict, as_json=json)
+
+
+def _refuse_together(
+    *, tasks: str | None, limit: int | None, prove: bool, small: bool, config: Path | None, strict: bool
+) -> None:
+    """Raise ConfigError for flags that belong to different checks."""
+    if prove and (tasks is not None or strict):
+        raise ConfigError("--prove trains twins, --tasks and --strict are checks of their own; give one of them")
+    if small and not prove:
+        raise ConfigError("--small is for --prove, which is not given")
+    if tasks is not None and (config is not None or strict):
+        raise ConfigError("--tasks is about the weights of a run, --config and --strict are about a plan")
+    if limit is not None and tasks is None:
+        raise ConfigError(f"--limit {limit} is for --tasks, and there are none")
+
+
+def _check(target: str, file: Path | None, flags: Mapping[str, object], *, strict: bool, as_json: bool) -> None:
+    """Check a plan; of a run its files too; of a step of it only that checkpoint."""
+    path, step = parse_target(target)
+    files: list[Part] = []
+    if not holds_run(Path(path)):
+        planned: Planned | None = _plan(target, path, step, file, flags)
+    elif file is not None or flags:
+        raise ConfigError(f"{path} is a run and is checked as it is; --config and config keys change a recipe")
+    elif step is None:
+        files = inspect(RunDir(Path(path)))
+        planned = _plan_of_run(Path(path), files)
+    else:
+        number = step if isinstance(step, int) else find_step(RunDir(Path(path)), step)
+        path, files, planned = f"{path}@{number}", inspect_checkpoint(RunDir(Path(path)), number), None
+    found = [] if planned is None else findings(planned.plan)
+    if as_json:
+        print_json(_facts(path, planned, found, files))
+    else:
+        _print(path, planned, found, files)
+    if bad := damaged(files):
+        why = files[0].what if len(files) == 1 else f"{summary(files)}: {', '.join(bad)}"
+        raise StorageError(f"{path}: {why}")
+    warnings = [finding.name for finding in found if finding.level == "warning"]
     if strict and warnings:
         raise CheckError(f"{path} has {_count(len(warnings), 'warning')}: {', '.join(warnings)}")
 
 
-def _plan(target: str, file: Path | None, flags: Mapping[str, object]) -> tuple[str, Planned]:
-    """The target without its step, and its plan with what else is to be said of its data."""
-    path, step = parse_target(target)
+def _plan(target: str, path: str, step: Step | None, file: Path | None, flags: Mapping[str, object]) -> Planned:
+    """The plan of a recipe or config file, with what else is to be said of its data."""
     if step is not None:
         raise ConfigError(
             f"{target}: a check looks at all steps of a plan; write `trainwell check {path}`, "
             f"or see that step with `trainwell show {target}`"
         )
-    if not is_run(Path(path)):
-        return path, plan_of(load(path, file=file, flags=flags))
-    if file is not None or flags:
-        raise ConfigError(f"{path} is a run and is checked as it is; --config and config keys change a recipe")
-    return path, Planned(load_run(Path(path)).planned())
+    return plan_of(load(path, file=file, flags=flags))
+
+
+def _plan_of_run(path: Path, files: Sequence[Part]) -> Planned | None:
+    """The plan of a run; None where its files are too damaged to say."""
+    try:
+        return Planned(load_run(path).planned())
+    except (ConfigError, DataError, StorageError):
+        if damaged(files):
+            return None
+        raise
+
+
+def _facts(path: str, planned: Planned | None, found: Sequence[Finding], files: Sequence[Part]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"target": path}
+    if planned is not None:
+        plan = planned.plan
+        facts |= {
+            "name": plan.config.name,
+            "num_steps": plan.num_steps,
+            "horizon": plan.horizon,
+            "warmup": plan.warmup,
+            "counted_with_text": plan.info is not None,
+            "warnings": sum(finding.level == "warning" for finding in found),
+            "findings": [asdict(finding) for finding in found],
+        }
+    if files:
+        facts |= {"damaged": damaged(files), "files": [asdict(part) for part in files]}
+    return facts
+
+
+def _print(path: str, planned: Planned | None, found: Sequence[Finding], files: Sequence[Part]) -> None:
+    from rich.console import Group
+    from rich.text import Text
+
+    lines: list[RenderableType] = []
+    if planned is not None:
+        said = [*planned.notes, *([planned.missing] if planned.missing else [])]
+        lines += _shown(path, planned.plan, found, said)
+    if files:
+        lines += [
+            *([Text()] if lines else []),
+            *show_parts(path if planned is None and len(files) == 1 else f"the files of {path}", files),
+        ]
+    print_rich(Group(*lines))
 
 
 def _shown(path: str, plan: Plan, found: Sequence[Finding], said: Sequence[str]) -> "list[RenderableType]":

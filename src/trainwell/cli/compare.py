@@ -1,4 +1,5 @@
-"""`trainwell compare`: two schedules laid over each other, and the settings that make the difference. Without torch.
+"""`trainwell compare`: two schedules laid over each other, the settings that make the difference, and, of two runs, the
+losses they measured. Without torch.
 
 A name is looked up as a path, a run, a recipe, a dialect, in this order; `dialect:NAME` is a dialect.
 """
@@ -23,12 +24,15 @@ from trainwell.planning.describe import batch_line, schedule_line
 from trainwell.planning.resolve import Plan, resolve
 from trainwell.report.compare import Comparison, Side
 from trainwell.report.compare import compare as compared
-from trainwell.report.load import load_run
+from trainwell.report.course import grid
+from trainwell.report.load import joined, load_run
+from trainwell.report.measured import Loss, Measured
 from trainwell.runs.rundir import is_run, parse_target
 
 _NUMBERS_OF = "demo"
 """The recipe whose numbers two dialects are compared with."""
 _FORCED = "dialect:"
+_MOST_ROWS = 2_000
 
 
 def compare(
@@ -40,9 +44,10 @@ def compare(
     png: Annotated[Path | None, Parameter(help="Draw both into this PNG file.")] = None,
     svg: Annotated[Path | None, Parameter(help="Draw both into this SVG file.")] = None,
 ) -> None:
-    """Compare the schedules of two recipes, config files, runs or dialects (compare book nanogpt).
+    """Compare the schedules of two recipes, config files, runs or dialects (compare book nanogpt), and runs' losses.
 
-    A dialect takes its numbers from the other side; dialect:NAME is one where a recipe has the same name.
+    A branch is shown behind the run it began from. A dialect takes its numbers from the other side; dialect:NAME is
+    one where a recipe has the same name.
     """
     notes = list[str]()
     found = compared(*_sides(left, right, notes))
@@ -66,7 +71,7 @@ def _sides(left: str, right: str, notes: list[str]) -> tuple[Side, Side]:
     kinds = [_kind(name) for name in (left, right)]
     names = (left, right)
     found: list[Side | None] = [
-        None if kind == "dialect" or (plan := _planned(name, kind, notes)) is None else Side(name, kind, plan)
+        None if kind == "dialect" else _run(name, notes) if kind == "run" else _planned(name, kind, notes)
         for name, kind in zip(names, kinds, strict=True)
     ]
     source = found[0] or found[1]
@@ -106,12 +111,18 @@ def _kind(name: str) -> str:
     )
 
 
-def _planned(name: str, kind: str, notes: list[str]) -> Plan | None:
+def _run(name: str, notes: list[str]) -> Side:
+    """A run, with its rows behind those of the run it branches from."""
+    run = load_run(Path(name))
+    rows = joined(run)
+    notes.extend([rows.missing] if rows.missing else [])
+    return Side(name, "run", run.planned(), rows)
+
+
+def _planned(name: str, kind: str, notes: list[str]) -> Side | None:
     """The plan; None, and a note, for a recipe that needs a text which is not here, where a dialect has its name."""
-    if kind == "run":
-        return load_run(Path(name)).planned()
     try:
-        return _counted(load(name))
+        return Side(name, kind, _counted(load(name)))
     except DataError as error:
         if name not in dialects.DIALECTS:
             raise DataError(f"{name}: {error}") from None
@@ -169,6 +180,24 @@ def _facts(found: Comparison, notes: Sequence[str]) -> dict[str, Any]:
         "config": found.config,
         "curve_columns": ["step", "left", "right"],
         "curve": [[point.step, point.left, point.right] for point in found.curve],
+        "measured": None if found.measured is None else _measured_facts(found.measured),
+    }
+
+
+def _measured_facts(found: Measured) -> dict[str, Any]:
+    """The losses of all common steps; where they are over 2,000, of some, evenly spread from the first to the last."""
+
+    def rows(losses: Sequence[Loss]) -> list[list[float]]:
+        return [[losses[at].step, losses[at].left, losses[at].right] for at in grid(len(losses), _MOST_ROWS)]
+
+    return {
+        "left": {"runs": found.sides[0].runs},
+        "right": {"runs": found.sides[1].runs},
+        "common_steps": len(found.train),
+        "first_difference": None if found.first is None else asdict(found.first),
+        "columns": ["step", "left", "right"],
+        "train": rows(found.train),
+        "val": rows(found.val),
     }
 
 

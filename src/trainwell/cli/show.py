@@ -1,9 +1,9 @@
 """`trainwell show`: a recipe before it runs, a run during or after, a step of either. Never imports torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
@@ -18,6 +18,8 @@ from trainwell.planning.resolve import Plan
 from trainwell.planning.target import find_step
 from trainwell.report.load import RunData, load_run
 from trainwell.runs.console import safe
+from trainwell.runs.incidents import Incident, incident_steps, read_incident
+from trainwell.runs.metrics import Row
 from trainwell.runs.rundir import RunDir, Step, is_run, parse_target
 
 if TYPE_CHECKING:
@@ -91,7 +93,8 @@ def _show_run(path: Path, step: Step | None, json: bool) -> None:
         state = step if isinstance(step, int) else find_step(run.dir, step)
         plan = run.planned()
         rows = [row for row in run.train if row["step"] == state]
-        _show_step(plan, str(path), state, json, rows[0] if rows else None)
+        on_record = _OnRecord(rows[0] if rows else None, read_incident(run.dir, state), run.checkpoints)
+        _show_step(plan, str(path), state, json, on_record)
     elif json:
         print_json(_run_facts(run))
     else:
@@ -121,8 +124,19 @@ def _show_recipe(name: str, config: RunConfig, step: Step | None, json: bool) ->
             print_rich(safe(f"\n{note}"))
 
 
+class _OnRecord(NamedTuple):
+    """What a run knows of a step: its row in the metrics, its incident, and which states are saved."""
+
+    row: Row | None = None
+    incident: Incident | None = None
+    saved: Sequence[int] = ()
+
+
+_NOTHING = _OnRecord()
+
+
 def _show_step(
-    plan: Plan, name: str, step: int, json: bool, row: dict[str, Any] | None = None, why_no_text: str = ""
+    plan: Plan, name: str, step: int, json: bool, known: _OnRecord = _NOTHING, why_no_text: str = ""
 ) -> None:
     if step >= plan.num_steps:
         raise ConfigError(
@@ -130,11 +144,12 @@ def _show_step(
         )
     text = why_no_text or _text(plan, step)
     if json:
-        print_json(_step_facts(plan, step) | {"recorded": row, "text": _text_facts(text)})
+        incident = _incident_facts(known.incident)
+        print_json(_step_facts(plan, step) | {"recorded": known.row, "incident": incident, "text": _text_facts(text)})
     else:
         from trainwell.report.terminal import show_step
 
-        print_rich(show_step(plan, step, name, row, text))
+        print_rich(show_step(plan, step, name, known.row, text, known.incident, known.saved))
 
 
 def _text(plan: Plan, step: int) -> "StepText | str":
@@ -153,6 +168,14 @@ def _text_facts(text: "StepText | str") -> dict[str, Any]:
     return {"indices": text.indices, "windows": [asdict(window) for window in text.windows]}
 
 
+def _incident_facts(incident: Incident | None) -> dict[str, Any] | None:
+    if incident is None:
+        return None
+    from trainwell.report.incident import explained
+
+    return asdict(incident) | {"explained": explained(incident)}
+
+
 def _show_code(config: RunConfig, run: Path | None) -> None:
     from trainwell.report.code import plain_file, refuse_unless_plain
 
@@ -162,15 +185,16 @@ def _show_code(config: RunConfig, run: Path | None) -> None:
 
 
 def _run_facts(run: RunData) -> dict[str, Any]:
-    from trainwell.report.verdict import judge
+    from trainwell.report.verdict import judge_run
 
     return {
         "run": str(run.dir.path),
         "status": run.status,
         "steps_done": run.steps_done,
         "num_steps": run.num_steps,
-        "verdict": asdict(judge(run.train, run.val)),
+        "verdict": asdict(judge_run(run)),
         "checkpoints": run.checkpoints,
+        "incidents": incident_steps(run.dir),
         "plan": _schedule_facts(run.plan) if run.plan else None,
         "val": run.val,
         "last_step": run.train[-1] if run.train else None,
@@ -234,7 +258,7 @@ def _step_facts(plan: Plan, step: int) -> dict[str, Any]:
         "because": explain(plan, step),
         "batch_size": plan.batch.size(step),
         "batch_because": explain_batch(plan, step),
-        "first_example": plan.batch.examples_before(step),
+        "first_example": plan.batch.first_example(step),
         "tokens_before": plan.batch.tokens_before(step),
         "epoch": plan.epoch(step),
     }

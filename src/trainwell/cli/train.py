@@ -3,27 +3,32 @@
 Torch is imported once nothing else can be wrong.
 """
 
-import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
+from trainwell import faults
 from trainwell.cli import parts
 from trainwell.cli.flags import with_config_flags
+from trainwell.cli.out_of_memory import advice, ran_out
+from trainwell.cli.restarts import keep_running, written
+from trainwell.cli.signals import Stopping, stopping_on_signals
 from trainwell.config import checks
 from trainwell.data.examples import ExampleStore
 from trainwell.data.tasks import Store, open_data
 from trainwell.errors import CheckError, ConfigError, DataError, OutOfMemoryError, StoppedError
 from trainwell.planning.lints import findings
 from trainwell.planning.model_size import count_parameters
-from trainwell.planning.resolve import NeedsTimingError, resolve
+from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
 from trainwell.planning.target import Start, find_start, own_copies
+from trainwell.runs.rundir import is_run, parse_target
 
 if TYPE_CHECKING:
     from trainwell.run import Run
@@ -50,21 +55,79 @@ def train(
     download: Annotated[
         bool, Parameter(help="Fetch a corpus by name that is not on this machine.", negative=())
     ] = False,
+    restarts: Annotated[
+        int,
+        Parameter(
+            help="Start the run again when it is stopped or crashes, so often at most, while it gets further.",
+            validator=Number(gte=0),
+        ),
+    ] = 0,
+    allow_change: Annotated[
+        list[str] | None,
+        Parameter(help="A key that may change although the run continues; may be repeated.", negative=()),
+    ] = None,
+    skip: Annotated[
+        int | None,
+        Parameter(
+            help="Of a branch RUN@STEP: leave out the data of so many steps from STEP on.", validator=Number(gte=1)
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        Parameter(
+            help="Of RUN@STEP without --run: take so many steps again, compare them with what is on record, and write "
+            "nothing.",
+            validator=Number(gte=1),
+        ),
+    ] = None,
     flags: Mapping[str, object],
-) -> None:
+) -> int | None:
     """Train TARGET: start a recipe or config file, continue a run, or branch from a step of one into --run NEW.
 
     Every key of the configuration is a flag.
     """
-    given = parts.current()
-    start = find_start(target, file=config, flags=flags, run=run, data=given.get("data"))
-    store = None if given.get("data") is not None else _checked_data(start, download=download)
-    if strict:
-        _refuse_warnings(start, store)
-    if dry_run:
-        _print_summary(start, store)
-        return
-    _train(start, given, store)
+    faults.arm_from_environment()
+    with stopping_on_signals() as stopping:
+        given = parts.current()
+        if steps is not None:
+            others = {"config": config, "run": run, "dry-run": dry_run, "strict": strict, "restarts": restarts}
+            _replay(target, steps, {**given, **flags}, {**others, "allow-change": allow_change, "skip": skip})
+            return None
+        start = find_start(
+            target, file=config, flags=flags, run=run, data=given.get("data"), allow=allow_change or (), skip=skip
+        )
+        store = None if given.get("data") is not None else _checked_data(start, download=download)
+        if strict:
+            _refuse_warnings(start, store)
+        if dry_run:
+            _print_summary(start, store)
+            return None
+        if restarts:
+            values = {"allow-change": allow_change, "skip": skip, **flags}
+            switches = {"strict": strict, "download": download}
+            again = written(target, config=config, switches=switches, values=values)
+            return keep_running(again, start.run_dir, restarts)
+        _train(start, given, store, stopping)
+    return None
+
+
+def _replay(target: str, steps: int, parts_and_keys: Mapping[str, Any], others: Mapping[str, object]) -> None:
+    """Take steps of a run again; ConfigError, before torch is imported, for what does not go with that."""
+    named = [f"--{name}" for name, value in others.items() if value]
+    if named:
+        raise ConfigError(
+            f"--steps {steps} takes steps of RUN@STEP again and writes nothing; {' and '.join(named)} would have no "
+            "effect. To go on from there leave --steps out; --duration says how far"
+        )
+    path, step = parse_target(target)
+    if step is None or not is_run(Path(path)):
+        raise ConfigError(
+            f"--steps {steps} takes steps of a run again, and {target} names no step of one; write "
+            "trainwell train runs/NAME@STEP --steps 1. How long a run is, is its --duration"
+        )
+    from trainwell.replay import replay
+
+    replay(target, steps, **parts_and_keys)
 
 
 def _checked_data(start: Start, *, download: bool) -> Store:
@@ -123,20 +186,21 @@ def _print_summary(start: Start, store: Store | None) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _train(start: Start, given: Mapping[str, Any], store: Store | None) -> None:
-    import torch
-
+def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping: Stopping) -> None:
     from trainwell.build import assemble
     from trainwell.fit import fit
     from trainwell.given import Given, prepared
 
-    made = Given(**given)
+    run = None
     try:
+        made = Given(**given)
         run = assemble(start, made, None if store is None else prepared(start.config, store, made.val))
-        with run, _stopping_on_signals(run):
-            fit(run)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(_memory_advice(start, error)) from error
+        stopping.spare(run)
+        fit(run)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemoryError(advice(start.config, _plan_of(start, store, run), error)) from error
     if run.stopped and run.trainer.step < run.num_steps:
         path = run.run_dir.path
         raise StoppedError(
@@ -145,35 +209,14 @@ def _train(start: Start, given: Mapping[str, Any], store: Store | None) -> None:
     sys.stdout.write(_what_next(run))
 
 
-def _memory_advice(start: Start, error: Exception) -> str:
-    config = start.config
-    return (
-        f"out of memory with micro_batch {config.micro_batch} x data.seq_len {config.data.seq_len}: "
-        "lower --micro-batch, which changes no result, then --data.seq-len or --model.width. "
-        f"The device said: {str(error).splitlines()[0]}"
-    )
-
-
-@contextmanager
-def _stopping_on_signals(run: "Run") -> Iterator[None]:
-    """A first SIGINT or SIGTERM lets the step finish and saves; a second one ends at once.
-
-    The handler sets a flag and writes past Python's buffers: a print could meet the print that it interrupted.
-    """
-
-    def stop(number: int, _frame: object) -> None:
-        if run.stopped:
-            raise KeyboardInterrupt
-        run.stop()
-        said = f"{signal.Signals(number).name}: finishing this step and saving; once more to end at once\n"
-        os.write(sys.stderr.fileno(), said.encode())
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _plan_of(start: Start, store: Store | None, run: "Run | None") -> Plan | None:
+    """The plan with everything that is decided by now; None for given data that was not counted yet."""
+    if run is not None:
+        decided = {"micro_batch": run.settings.micro_batch, "precision": run.settings.precision}
+        return replace(run.plan, config=run.plan.config.model_copy(update=decided))
+    if store is None:
+        return None
+    return resolve(start.config, store.info, seconds_per_step=1.0)  # memory does not depend on how long it takes
 
 
 def _what_next(run: "Run") -> str:

@@ -185,7 +185,6 @@ _OF_LLAMA = (
     "rope_scaling",
     "rope_factor",
     "rope_original_context",
-    "qk_norm",
 )
 
 

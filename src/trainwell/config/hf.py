@@ -287,6 +287,11 @@ def _kind_of(model: ModelConfig) -> str:
 
 def _refuse_unknown(model: ModelConfig, kind: str, fill_biases: bool) -> None:
     as_they_are = "--format safetensors writes the weights as they are"
+    if kind == "gpt2" and model.qk_norm:
+        raise ConfigError(
+            "model.qk_norm: this model norms queries and keys, and the GPT-2 of transformers has no such norms; "
+            f"{as_they_are}. A model of model.arch llama may have them: it is exported as Qwen3"
+        )
     if kind == "gpt2" and not model.has_qkv_bias and not fill_biases:
         head = "" if model.tie_head else ", and the head stays apart from the embedding (tie_word_embeddings false)"
         raise ConfigError(

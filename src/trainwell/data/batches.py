@@ -176,8 +176,8 @@ class Plan(Protocol):
     def size(self, step: int) -> int:
         """Sequences of the step's global batch."""
 
-    def examples_before(self, step: int) -> int:
-        """Sequences of all steps before it."""
+    def first_example(self, step: int) -> int:
+        """Place in the data of the first of them: i % n in epoch i // n of n examples."""
 
 
 class Batches:
@@ -213,7 +213,7 @@ class Batches:
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """The examples of a step's global batch, in order."""
-        start, size = self.plan.examples_before(step), self.plan.size(step)
+        start, size = self.plan.first_example(step), self.plan.size(step)
         return windows_at(start, size, len(self.examples), self._seed, self._order)
 
     def __call__(self, step: int) -> Batch:
@@ -222,14 +222,14 @@ class Batches:
         if self._buckets:
             rows = shortest_first(rows)
         micro_batches = cut(rows.inputs, rows.targets, documents=rows.documents, **self._cut)
-        return Batch(micro_batches, rows.inputs.numel(), self.plan.examples_before(step) / len(self.examples))
+        return Batch(micro_batches, rows.inputs.numel(), self.plan.first_example(step) / len(self.examples))
 
 
 class Prefetch:
     """Prepares the next step's batch in a thread while this one trains; `wait_s` is what the trainer had to wait."""
 
     def __init__(self, batches: BatchSource) -> None:
-        self._batches = batches
+        self.source = batches
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainwell-data")
         self._next: tuple[int, Future[Batch]] | None = None
         self.wait_s = 0.0
@@ -238,8 +238,8 @@ class Prefetch:
         """The step's batch, prepared before if the step is the one after the last that was asked for."""
         begin = time.perf_counter()
         ahead = self._next
-        batch = ahead[1].result() if ahead is not None and ahead[0] == step else self._batches(step)
-        self._next = (step + 1, self._pool.submit(self._batches, step + 1))
+        batch = ahead[1].result() if ahead is not None and ahead[0] == step else self.source(step)
+        self._next = (step + 1, self._pool.submit(self.source, step + 1))
         self.wait_s = time.perf_counter() - begin
         return batch
 

@@ -1,7 +1,7 @@
 """Causal self-attention over fresh or cached keys and values, and over several documents in a row; for all models."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -43,6 +43,17 @@ def place(ids: Tensor, cache: KVCache | None, documents: Tensor | None) -> tuple
     starts = torch.searchsorted(documents, documents)  # the numbers are sorted: the first token that has the same
     mask = documents[:, :, None] == documents[:, None, :]
     return index - starts, (mask & (index[:, None] >= index))[:, None]
+
+
+def normed(heads: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """Each vector of `heads` (..., D) over its root mean square, times the norm's weight (D,).
+
+    With both normed, the product of a query and a key is at most D times their weights, however large the projections
+    grow, so that attention cannot saturate: Henry et al., 2020 (vectors of length 1), Dehghani et al., 2023 (layer
+    norms); as here Qwen3, and over all heads at once OLMo 2. The norm computes in its weight's type, under autocast
+    too; the type of `heads` stays.
+    """
+    return norm(heads.type_as(norm.weight)).type_as(heads)  # type: ignore[no-any-return]
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, mask: Tensor | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """GPT-2 with the switches that its sources need: Karpathy's lecture (tied head, biases) and Raschka's book (neither).
 
+Beyond them it can norm queries and keys, for runs that are unstable.
+
 Names of modules are GPT-2's own (`wte`, `h.0.attn.c_attn`, ...), so that weights travel. Knows no config and no data.
 """
 
@@ -7,25 +9,38 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import init
 
-from trainwell.model.attention import KVCache, attend, place
+from trainwell.model.attention import KVCache, attend, normed, place
 from trainwell.model.decoder import Decoder
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention with queries, keys and values in one projection."""
+    """Multi-head causal self-attention with queries, keys and values in one projection.
 
-    def __init__(self, width: int, num_heads: int, dropout: float, qkv_bias: bool) -> None:
+    With `qk_norm` each head's queries and keys go through an RMS norm first, one for queries and one for keys, whose
+    weight of size D all heads share (see `attention.normed`).
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, *, dropout: float, qkv_bias: bool, qk_norm: bool, norm_eps: float
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.c_attn = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.c_proj = nn.Linear(width, width)
+        self.q_norm = nn.RMSNorm(width // num_heads, norm_eps) if qk_norm else None
+        self.k_norm = nn.RMSNorm(width // num_heads, norm_eps) if qk_norm else None
         self.resid_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         heads = self.c_attn(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys, values = heads.unbind(0)
+        if (
+            self.q_norm is not None and self.k_norm is not None
+        ):  # laid out by tokens, as their mixture then is: no copy of it
+            queries = normed(queries.transpose(1, 2), self.q_norm).transpose(1, 2)
+            keys = normed(keys.transpose(1, 2), self.k_norm).transpose(1, 2)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
         mixed = attend(queries, keys, values, dropout=self.dropout if self.training else 0.0, mask=mask)
@@ -50,10 +65,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each behind a layer norm and beside a residual path."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float, qkv_bias: bool, norm_eps: float) -> None:
+    def __init__(self, width: int, norm_eps: float, dropout: float, attention: Attention) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, norm_eps)
-        self.attn = Attention(width, num_heads, dropout, qkv_bias)
+        self.attn = attention
         self.ln_2 = nn.LayerNorm(width, norm_eps)
         self.mlp = MLP(width, dropout)
 
@@ -67,7 +82,8 @@ class GPT2(Decoder):
     """The language model: token ids (B, T) to logits (B, T, V), for T up to `seq_len`.
 
     With `num_labels` it is a classifier: its head is a new one with that many outputs, never tied, which means
-    something at the last token of a text, where all of it has been read.
+    something at the last token of a text, where all of it has been read. Norms of queries and keys draw nothing: with
+    `qk_norm` all other weights start as without.
     """
 
     def __init__(
@@ -81,14 +97,22 @@ class GPT2(Decoder):
         dropout: float = 0.0,
         tie_head: bool = True,
         qkv_bias: bool = True,
+        qk_norm: bool = False,
         norm_eps: float = 1e-5,
         num_labels: int | None = None,
     ) -> None:
         super().__init__(vocab_size, seq_len, num_labels)
+
+        def block() -> Block:
+            attention = Attention(
+                width, num_heads, dropout=dropout, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps
+            )
+            return Block(width, norm_eps, dropout, attention)
+
         self.wte = nn.Embedding(vocab_size, width)
         self.wpe = nn.Embedding(seq_len, width)
         self.drop = nn.Dropout(dropout)
-        self.h = nn.ModuleList(Block(width, num_heads, dropout, qkv_bias, norm_eps) for _ in range(num_layers))
+        self.h = nn.ModuleList(block() for _ in range(num_layers))
         self.ln_f = nn.LayerNorm(width, norm_eps)
         self.add_head(self.wte, tie_head=tie_head)
 
@@ -141,6 +165,8 @@ def _draw_defaults(model: GPT2, generator: Generator, *, split_qkv: bool, withou
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
         elif isinstance(module, nn.Linear):
             parts = 3 if split_qkv and name.endswith("c_attn") else 1
             bias: Tensor | None = module.bias

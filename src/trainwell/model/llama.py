@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import init
 from torch.nn.functional import silu
 
-from trainwell.model.attention import KVCache, attend, place
+from trainwell.model.attention import KVCache, attend, normed, place
 from trainwell.model.decoder import Decoder
 
 
@@ -108,11 +108,9 @@ class Attention(nn.Module):
         return self.resid_dropout(self.o_proj(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
-        """(B, T, heads x D) to (B, heads, T, D), normed; autocast leaves the norm to its weight's type."""
-        heads: Tensor = x.unflatten(2, (-1, self.head_dim))
-        if norm is not None:
-            heads = norm(heads.type_as(norm.weight)).type_as(x)
-        return heads.transpose(1, 2)
+        """(B, T, heads x D) to (B, heads, T, D), normed."""
+        heads = x.unflatten(2, (-1, self.head_dim))
+        return (heads if norm is None else normed(heads, norm)).transpose(1, 2)
 
 
 class MLP(nn.Module):

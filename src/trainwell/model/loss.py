@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, linear, log_softmax
 from trainwell.errors import ConfigError
 
 _IGNORED = -100
+_CHUNK = 1 << 25
 
 
 class Tokens(Protocol):
@@ -39,13 +40,40 @@ def token_loss(model: nn.Module, batch: Tokens) -> Tensor:
     return _surprise(_logits(model, batch), batch.targets)
 
 
-def head_loss(model: nn.Module, batch: Tokens, *, chunk: int = 1 << 25) -> Tensor:
+def head_loss(model: nn.Module, batch: Tokens, *, chunk: int = _CHUNK) -> Tensor:
     """The loss of `token_loss` without all logits at once, for a model with `.hidden` and `.lm_head`.
 
     Only positions that have a target go through the head, as many at a time as have `chunk` logits together (at
     least one; the default is 128 MiB in float32). Gradients are computed in the forward pass, while the logits are
     there; they cannot be differentiated again. It reads from the device how many targets there are.
     """
+    return _through_head(model, batch, chunk, z_weight=0.0)[0]
+
+
+def z_loss(weight: float, *, chunk: int | None = None) -> Loss:
+    """The loss of `token_loss`, or with a `chunk` that of `head_loss`, plus `weight` times (log Z)^2 at each target.
+
+    Z is the sum of the exponentials of a position's logits, which cross-entropy alone leaves free: it is the same when
+    all logits grow together. The z-loss holds Z near 1, and with it the logits where 16 bits are exact (Chowdhery et
+    al., 2022, PaLM, section 5, with a weight of 1e-4). It is a sum over targets too. Its parts are the cross-entropy
+    `ce` and the weighted `z`, which together are the loss. Outside of training it is the cross-entropy alone, so that
+    validation losses, perplexities and bits per byte mean the same with any weight.
+    """
+
+    def loss(model: nn.Module, batch: Tokens) -> Tensor | tuple[Tensor, Parts]:
+        if not model.training:
+            return token_loss(model, batch) if chunk is None else head_loss(model, batch, chunk=chunk)
+        if chunk is None:
+            entropy, z = _surprise_and_z(_logits(model, batch), batch.targets, weight)
+            return entropy + z, {"ce": entropy.detach(), "z": z.detach()}
+        total, entropy, z = _through_head(model, batch, chunk, z_weight=weight)
+        return total, {"ce": entropy, "z": z}
+
+    return loss
+
+
+def _through_head(model: nn.Module, batch: Tokens, chunk: int, z_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss a chunk of logits at a time, and what it is the sum of: the cross-entropy and the weighted z-loss."""
     body: Any = model
     targets = batch.targets.flatten()
     counted = (targets != _IGNORED).nonzero()[:, 0]  # it waits for the device, so not with a forward pass ahead of it
@@ -57,6 +85,7 @@ def head_loss(model: nn.Module, batch: Tokens, *, chunk: int = 1 << 25) -> Tenso
         targets[counted],
         _head_dtype(hidden),
         max(1, chunk // len(body.lm_head.weight)),
+        z_weight,
         torch.is_grad_enabled(),
     )
 
@@ -123,6 +152,13 @@ def _surprise(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(_widened(logits).flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="sum")
 
 
+def _surprise_and_z(logits: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy, and `weight` times the summed squares of log Z where there is a target."""
+    wide = _widened(logits)
+    log_z = torch.where(targets == _IGNORED, 0, wide.logsumexp(dim=2))
+    return _surprise(wide, targets), weight * log_z.square().sum()
+
+
 def _widened(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
@@ -136,10 +172,11 @@ def _head_dtype(hidden: Tensor) -> torch.dtype:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Head and cross-entropy in one; its forward pass computes the gradients, its backward pass scales them.
+    """Head, cross-entropy and z-loss in one; its forward pass computes the gradients, its backward pass scales them.
 
     Of `hidden` (N, C) the rows `counted` (M,) have the targets (M,), and go through `weight` (V, C) `size` at a time,
-    multiplied in `dtype`. With p the softmax of a row's logits, their gradient is p - onehot(target).
+    multiplied in `dtype`. With p the softmax of a row's logits, their gradient is p - onehot(target), and the z-loss,
+    `z_weight` (log Z)^2, adds 2 `z_weight` log Z p. Gives the loss and, to be looked at only, its two parts.
     """
 
     @staticmethod
@@ -151,10 +188,11 @@ class _HeadLoss(torch.autograd.Function):
         targets: Tensor,
         dtype: torch.dtype,
         size: int,
+        z_weight: float,
         differentiable: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
-        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        entropy, z = (torch.zeros((), dtype=wide, device=hidden.device) for _ in range(2))
         of_hidden, of_weight = (differentiable and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.zeros_like(hidden) if of_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
@@ -162,22 +200,32 @@ class _HeadLoss(torch.autograd.Function):
             head = weight.to(dtype)
             for rows, asked in zip(counted.split(size), targets.split(size), strict=True):
                 seen = hidden[rows].to(dtype)
-                grad = log_softmax(linear(seen, head).to(wide), dim=1)
+                logits = linear(seen, head).to(wide)
                 at_target = torch.arange(len(asked), device=asked.device), asked
-                loss -= grad[at_target].sum()
+                logit = logits[at_target]
+                grad = log_softmax(logits, dim=1)
+                del logits  # as many numbers as the gradient, and no longer needed
+                entropy -= grad[at_target].sum()
+                log_z = logit - grad[at_target] if z_weight else None
+                if log_z is not None:
+                    z += z_weight * log_z.square().sum()
                 if grad_hidden is None and grad_weight is None:
                     continue
-                grad.exp_()[at_target] -= 1
+                grad.exp_()
+                if log_z is not None:
+                    grad *= (1 + 2 * z_weight * log_z)[:, None]
+                grad[at_target] -= 1
                 grad = grad.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[rows] = (grad @ head).to(hidden.dtype)
                 if grad_weight is not None:
                     grad_weight += grad.T @ seen
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
-        return loss
+        ctx.mark_non_differentiable(entropy, z)
+        return entropy + z, entropy, z
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_of_parts: Tensor) -> tuple[Tensor | None, ...]:
         grads = [None if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None

@@ -85,12 +85,16 @@ class BatchPlan:
 
     Inside a ramp a batch is a whole number of `multiple_of` sequences. What rounding takes from one step the next ones
     give back, so that the tokens before any step are those of the exact ramp, to half of that quantum.
+
+    `skips` are pairs (step, batches) in order: from that step on the data goes on as if so many more steps had read it.
+    They move the place in the data and nothing else: what is consumed, and with it every rate and length, stays.
     """
 
     batch_size: int
     seq_len: int
     ramp: Ramp | None = None
     multiple_of: int = 1
+    skips: tuple[tuple[int, int], ...] = ()
 
     def size(self, step: int) -> int:
         """Sequences in the global batch of `step`."""
@@ -105,12 +109,23 @@ class BatchPlan:
         return float(self.ramp.size(self.ramp.before(step)) / self.seq_len)
 
     def examples_before(self, step: int) -> int:
-        """Sequences consumed before `step`: the number of the first example of its batch."""
+        """Sequences consumed before `step`."""
         if self.ramp is None:
             return step * self.batch_size
         inside = min(step, self.ramp.num_steps)
         quanta = floor(self.ramp.before(inside) / (self.multiple_of * self.seq_len) + Fraction(1, 2))
         return quanta * self.multiple_of + (step - inside) * self.batch_size
+
+    def first_example(self, step: int) -> int:
+        """Place in the data of the first example of the batch of `step`: those consumed before it, and those skipped.
+
+        A skip of n batches at step s passes over the examples that steps s to s + n - 1 have in a run without skips;
+        in a ramp they are fewer than n full batches.
+        """
+        passed = sum(
+            self.examples_before(at + batches) - self.examples_before(at) for at, batches in self.skips if at <= step
+        )
+        return self.examples_before(step) + passed
 
     def tokens_before(self, step: int) -> int:
         """Tokens (positions, masked or not) consumed before `step`; of the number of steps, those of the whole run."""

@@ -1,7 +1,7 @@
 """Clip by global norm and update, or leave everything as it was: one function, two paths with one meaning.
 
 Where the optimizer offers `grad_scale` and `found_inf` (fused AdamW), the clip factor and the skip ride along with the
-update: no extra pass over the gradients, no wait for the device. Elsewhere plain torch does it, reading the norm once.
+update: no extra pass over the gradients, no wait for the device. Elsewhere plain torch does it, reading the skip once.
 """
 
 from collections.abc import Sequence
@@ -18,29 +18,35 @@ def folds(optimizer: Any) -> bool:
     return fused and getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
-def clip_and_update(
-    optimizer: Any, parameters: Sequence[Tensor], loss: Tensor, max_norm: float | None, loss_scale: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Update unless `loss` or the global L2 norm is not finite; return the norm before clipping, and what was skipped.
-
-    Gradients are those of `loss * loss_scale`; the norm is that of `loss`. The factor is torch's own,
-    min(1, max_norm / (norm + 1e-6)); None never clips. Both results are scalars on the device, the second boolean. A
-    skipped update leaves weights, moments and counters bit for bit as they were.
-    """
+def global_norm(parameters: Sequence[Tensor], loss_scale: Tensor | None = None) -> Tensor:
+    """The L2 norm over all gradients together, a scalar on the device; those of `loss * loss_scale` give the loss's."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = get_total_norm(gradients) if gradients else torch.zeros_like(loss)
-    if loss_scale is not None:
-        norm = norm / loss_scale
-    skip = ~(norm.isfinite() & loss.isfinite())
+    norm = get_total_norm(gradients) if gradients else torch.zeros((), device=parameters[0].device)
+    return norm if loss_scale is None else norm / loss_scale
+
+
+def clip_and_update(
+    optimizer: Any,
+    parameters: Sequence[Tensor],
+    norm: Tensor,
+    skip: Tensor,
+    max_norm: float | None,
+    loss_scale: Tensor | None = None,
+) -> None:
+    """Update by the gradients, clipped to `max_norm`, unless `skip`, a boolean scalar on the device.
+
+    Gradients are those of `loss * loss_scale`; `norm` is their `global_norm`. The factor is torch's own,
+    min(1, max_norm / (norm + 1e-6)); None never clips. A skipped update leaves weights, moments and counters bit for
+    bit as they were.
+    """
     if norm.dtype == torch.float32 and folds(optimizer):  # the fused kernels read both as float32, whatever the weights
         _update_folded(optimizer, norm, skip, max_norm, loss_scale)
     elif not skip:
         if loss_scale is not None:
-            torch._foreach_div_(gradients, loss_scale)
+            torch._foreach_div_([each.grad for each in parameters if each.grad is not None], loss_scale)
         if max_norm is not None:
             clip_grads_with_norm_(parameters, max_norm, norm)
         optimizer.step()
-    return norm, skip
 
 
 def _update_folded(

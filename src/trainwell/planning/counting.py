@@ -28,6 +28,7 @@ class Lengths:
     eval_every: int | None
     sample_every: int | None
     save_every: int | None
+    keep_every: int | None
 
 
 @dataclass
@@ -125,6 +126,7 @@ def count_lengths(config: RunConfig, count: Counter) -> Lengths:
         eval_every=every("eval.every", config.eval.every),
         sample_every=every("sample.every", config.sample.every),
         save_every=every("checkpoint.every", config.checkpoint.every),
+        keep_every=every("checkpoint.keep_every", config.checkpoint.keep_every),
     )
 
 

@@ -67,6 +67,17 @@ def schedule_line(plan: Plan) -> str:
     return line
 
 
+def skip_lines(plan: Plan) -> list[str]:
+    """Say what the data leaves out: "200 batches from step 1,200 on are left out: 6,400 windows"."""
+    batch = plan.batch
+    return [
+        f"{f'{count:,} batches' if count > 1 else 'one batch'} from step {at:,} on "
+        f"{'are' if count > 1 else 'is'} left out: "
+        f"{batch.examples_before(at + count) - batch.examples_before(at):,} {plan.rows}"
+        for at, count in batch.skips
+    ]
+
+
 def joints(plan: Plan) -> list[Joint]:
     """Give the steps worth a look, in order: start, peak, full batch, middle of the decay, end of the horizon, last."""
     last = plan.num_steps - 1

@@ -15,6 +15,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _FLOAT = 4
 _LOGIT = 12
 """Bytes a logit takes at its worst: the log-probability, its gradient, and that of the logit, all in float32."""
+_LOGIT_WITH_Z = 20
+"""The same where the z-loss keeps the logits and their exponentials too."""
 CHUNK = 2**25
 """Logits that `model.loss.head_loss` holds at a time."""
 LARGE_VOCABULARY = 4096
@@ -99,7 +101,7 @@ def _logits(config: RunConfig, tokens: int, outputs: int, classifier: bool, auto
     """All logits and their gradients; or what `head_loss` holds: chunks, the gradients of the head and its input."""
     logits, weights, size = tokens * outputs, outputs * config.model.width, 2 if autocast else _FLOAT
     if classifier or not in_chunks(config, outputs):
-        return _LOGIT * logits
+        return (_LOGIT_WITH_Z if config.optim.z_loss else _LOGIT) * logits
     chunk = min(CHUNK, logits)
     held = max(
         2 * _FLOAT * chunk,  # logits and their logarithms
@@ -127,6 +129,7 @@ def activation_bytes(model: ModelConfig, num_layers: int, autocast: bool) -> int
     queries, heads = model.num_heads * model.size_of_head, (model.num_heads + model.kv_heads) * model.size_of_head
     if model.arch == "gpt2":
         norm, inner = _FLOAT * width, 2 * width + 2 * heads + 2 * hidden
+        inner += heads if model.qk_norm and autocast else 0  # cast copies, beside what queries and keys are cut from
     else:
         norm, inner = 2 * _FLOAT * width, (5 if autocast else 2) * width + 2 * heads + queries + 4 * hidden
     per_block = size * inner + 2 * norm + (2 * _FLOAT * heads if model.qk_norm else 0)

@@ -44,7 +44,8 @@ def count_parameters(
     With C the width, D the size of a head, H and K the heads of queries and of keys and values, M the width of the MLP:
 
     - a block of gpt2 has matrices 3C x C (queries, keys, values), C x C, 4C x C and C x 4C, biases of 3C (unless
-      switched off), C, 4C and C, and two layer norms of 2C each; one more layer norm follows the last block;
+      switched off), C, 4C and C, two layer norms of 2C each, and two norms of D where queries and keys are normed; one
+      more layer norm follows the last block;
     - a block of llama has matrices HD x C, KD x C twice and C x HD, and three of M x C; two norms of C, two of D where
       queries and keys are normed, biases of HD and KD twice where switched on; one more norm follows the last block.
 
@@ -102,7 +103,7 @@ def _head_rows(model: ModelConfig, vocab_size: int, num_labels: int | None) -> i
 def _gpt2_block(model: ModelConfig) -> tuple[list[int], list[int]]:
     """Sizes of the matrices of a block and of its vectors."""
     width, hidden = model.width, model.width_of_mlp
-    norms = [width] * 4
+    norms = [width] * 4 + ([model.size_of_head] * 2 if model.qk_norm else [])
     biases = [3 * width] if model.has_qkv_bias else []
     return [3 * width**2, width**2, hidden * width, hidden * width], [*norms, *biases, width, hidden, width]
 

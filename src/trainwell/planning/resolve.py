@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from trainwell.config import checks
 from trainwell.config.tree import RunConfig
+from trainwell.config.values import parse_skips
 from trainwell.errors import ConfigError
 from trainwell.optim import dialects, schedule
 from trainwell.optim.batch_plan import BatchPlan, Ramp
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from trainwell.data.prepare import StoreInfo
 
 _VOCABULARIES = {"bytes": 257, "gpt2": 50257}  # known without reading a text
+_MOST_BATCHES = 10**16
+"""Times the sequences of one: places in the data stay far inside 64 bits."""
 
 
 class NeedsTimingError(ConfigError):
@@ -64,6 +67,8 @@ class Plan:
     """Steps between samples; None for none."""
     save_every: int | None
     """Steps between checkpoints; None for one at the end only."""
+    keep_every: int | None
+    """One checkpoint of so many steps is kept for good; None for none."""
     vocab_size: int | None
     """Entries of the embedding, padding included; None when only the text would tell."""
 
@@ -78,8 +83,8 @@ class Plan:
         return {"lr": self.lr, **_others(self)}
 
     def epoch(self, step: int) -> float | None:
-        """Passes over the training windows finished before `step`; None when the data is not known."""
-        return self.batch.examples_before(step) / self.num_windows if self.num_windows else None
+        """Passes over the training windows before `step`, skipped ones included; None when the data is not known."""
+        return self.batch.first_example(step) / self.num_windows if self.num_windows else None
 
 
 def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_step: float | None = None) -> Plan:
@@ -100,7 +105,7 @@ def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_s
     batch = _batch_plan(config, batch_size, num_windows)
     count = Counter(batch, num_windows, seconds_per_step)
     lengths = count_lengths(config, count)
-    problems += uncounted(count.uncounted, config.task)
+    problems += uncounted(count.uncounted, config.task) + _skip_problems(batch)
     if not count.uncounted and not count.untimed:
         problems += _length_problems(config, lengths)
     if problems:
@@ -130,16 +135,37 @@ def resolve(config: RunConfig, info: "StoreInfo | None" = None, *, seconds_per_s
         eval_every=lengths.eval_every,
         sample_every=lengths.sample_every,
         save_every=lengths.save_every,
+        keep_every=lengths.keep_every,
     )
 
 
 def _batch_plan(config: RunConfig, batch_size: int, num_windows: int) -> BatchPlan:
     ramp, seq_len = config.batch_ramp, config.data.seq_len
+    skips = _skips(config)
     if ramp.from_tokens is None or ramp.over is None:
-        return BatchPlan(batch_size, seq_len)
+        return BatchPlan(batch_size, seq_len, skips=skips)
     over = ramp.over.amount * (num_windows * seq_len if ramp.over.unit == "epochs" else 1)
     climb = Ramp(ramp.from_tokens, batch_size * seq_len, max(1, nearest(over)), ramp.stages)
-    return BatchPlan(batch_size, seq_len, climb, checks.ramp_multiple(config))
+    return BatchPlan(batch_size, seq_len, climb, checks.ramp_multiple(config), skips)
+
+
+def _skips(config: RunConfig) -> tuple[tuple[int, int], ...]:
+    """The skips of the data; none where they cannot be read, which `checks.problems` says."""
+    try:
+        return parse_skips(config.data.skip)
+    except ValueError:
+        return ()
+
+
+def _skip_problems(batch: BatchPlan) -> list[str]:
+    """A skip past every text there can be, whose places could not be counted in 64 bits."""
+    last = max((at for at, _ in batch.skips), default=0) + sum(batches for _, batches in batch.skips)
+    if last <= _MOST_BATCHES // batch.batch_size:
+        return []
+    return [
+        f"data.skip: {', '.join(f'{at}+{batches}' for at, batches in batch.skips)} leaves out more batches than any "
+        "text has; give a smaller number"
+    ]
 
 
 def _length_problems(config: RunConfig, lengths: Lengths) -> list[str]:

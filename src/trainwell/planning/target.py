@@ -3,7 +3,8 @@
 A name is looked up as a path, a run, a recipe, in this order.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -12,12 +13,20 @@ from typing import Any
 from trainwell.checkpoint.layout import saved_steps
 from trainwell.config import checks, load
 from trainwell.config.tree import DataConfig, RunConfig
+from trainwell.config.values import parse_skips
 from trainwell.errors import ConfigError, StorageError
+from trainwell.planning.changes import TABLE, Change, allowed_keys, kind_of, notes, refusals, ways_out
 from trainwell.runs.metrics import MetricsFile
-from trainwell.runs.rundir import RunDir, Step, is_run, next_free, parse_target
+from trainwell.runs.rundir import RunDir, Step, is_run, local_folder, next_free, parse_target
 
-FREE = ("log.", "eval.", "sample.", "checkpoint.", "name")
-"""Keys (or beginnings of them) that change nothing about the steps, so a run may continue with other values."""
+FREE = TABLE[0].keys
+"""Keys, or beginnings of them, that only look at steps."""
+
+Parent = tuple[RunDir, int]
+"""A run, and the step of it that a branch begins at."""
+
+_CHOSEN = ("device", "precision", "compile", "deterministic")
+"""Keys that a run leaves open in its config.yaml; what they came to is in its env.json."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,10 @@ class Start:
 
     config: RunConfig
     run_dir: RunDir
-    parent: tuple[RunDir, int] | None = None
+    parent: Parent | None = None
     """The run and step it branches from."""
+    notes: tuple[str, ...] = ()
+    """Lines for the summary: settings with which it goes on though they are not those of its steps so far."""
 
 
 def find_start(
@@ -38,29 +49,70 @@ def find_start(
     run: Path | None = None,
     source: str = "command line",
     data: object = None,
+    allow: Collection[str] = (),
+    skip: int | None = None,
 ) -> Start:
     """Say what to train and where; raise ConfigError when target, folder and flags do not fit together.
 
-    `data` is what was given in Python in place of the configured text: what it decides may say what it likes.
+    `data` is what was given in Python in place of the configured text: what it decides may say what it likes. `allow`
+    names keys that a run may continue with though they change its mathematics. `skip` leaves so many batches out where
+    a branch begins.
     """
-    flags = flags or {}
+    run = None if run is None else local_folder(run)
+    path, step = parse_target(target) if target is not None else (None, None)
+    is_branch = path is not None and step is not None and is_run(Path(path))
+    _check_skip(skip, path or "RUN", is_branch=is_branch)
+    allow = allowed_keys(allow)
+    if is_branch:
+        assert path is not None, "a branch has a source"
+        assert step is not None, "and a step of it"
+        start = _branch(RunDir(Path(path)), step, flags or {}, run, skip)
+    else:
+        start = _own(target, file=file, flags=flags or {}, run=run, source=source, data=data, allow=allow)
+    if start.config.data.skip is not None and data is not None and not hasattr(data, "__len__"):
+        raise ConfigError(
+            f"data.skip: {start.config.data.skip}, but from_loader's batches come as they come and none can be passed "
+            "over; leave it out, or give examples with len(d) and d[i]"
+        )
+    return start
+
+
+def _check_skip(skip: int | None, path: str, *, is_branch: bool) -> None:
+    if skip is not None and not is_branch:
+        raise ConfigError(
+            f"--skip {skip}: batches are left out where a branch begins; write "
+            f"trainwell train {path}@STEP --run NEW --skip {skip}"
+        )
+    if skip is not None and skip < 1:
+        raise ConfigError(f"--skip {skip}: give the number of batches to leave out, at least 1")
+
+
+def _own(
+    target: str | None,
+    *,
+    file: Path | None,
+    flags: Mapping[str, object],
+    run: Path | None,
+    source: str,
+    data: object,
+    allow: Collection[str],
+) -> Start:
+    """A run to start in a folder of its own, or to continue there."""
     path, step = parse_target(target) if target is not None else (None, None)
     if path is not None and is_run(Path(path)):
         old = RunDir(Path(path))
-        if step is not None:
-            return _branch(old, step, flags, run)
         if run is not None and run.resolve() != old.path.resolve():
             raise ConfigError(
                 f"--run {run}: {path} is a run and continues in its own folder; to branch from it write {path}@last"
             )
-        return Start(_continued(old, load.load_recorded(old.config_yaml, flags=flags, source=source)), old)
+        return _continued(old, load.load_recorded(old.config_yaml, flags=flags, source=source), allow)
     if step is not None:
         raise ConfigError(f"{target}: there is no run in {path}; a step is named as runs/NAME@1200, @best or @last")
     record = RunDir(run).config_yaml if run is not None and is_run(run) else None
     config = load.load(path, file=file, flags=flags, source=source, record=record)
     directory = next_free(config.name) if run is None else RunDir(run)
     if is_run(directory.path):
-        return Start(_continued(directory, config, _decided_by(data)), directory)
+        return _continued(directory, config, allow, _decided_by(data))
     _refuse_foreign(directory)
     return Start(config, directory)
 
@@ -114,17 +166,79 @@ def best_evaluation(run: RunDir) -> tuple[float, int] | None:
     return min((found for found in losses if found[1] in saved and isfinite(found[0])), default=None)
 
 
-def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path | None) -> Start:
-    number = find_step(source, step)
+def parent_of(run: RunDir) -> Parent | None:
+    """The run and step that a run branches from, as it wrote down; None for one that began by itself.
+
+    The path is tried as it is, then beside the run's own folder, where it is after both were moved.
+    """
+    said = _recorded(run).get("parent")
+    if not isinstance(said, str):
+        return None
+    name, _, step = said.rpartition("@")
+    beside = run.path.parent / Path(name).name
+    return RunDir(beside if not is_run(Path(name)) and is_run(beside) else Path(name)), int(step)
+
+
+def _recorded(run: RunDir) -> dict[str, Any]:
+    """What env.json says; nothing where there is none yet."""
+    try:
+        content = json.loads(run.env_json.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{run.env_json} cannot be read ({error}); restore it, or start anew with --run OTHER"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path | None, skip: int | None) -> Start:
+    branch = None if run is None or not is_run(run) else RunDir(run)
+    number = find_step(source, step) if branch is None else _branched_at(branch, source, step)
     if run is None:
         raise ConfigError(f"{source.path}@{number}: a branch needs a folder of its own; name it with --run NEW")
     recorded = load.load_recorded(source.config_yaml)
-    config = load.load_recorded(source.config_yaml, flags={"name": run.name, **flags})
+    skipped = {} if skip is None else {"data.skip": with_skip(recorded.data.skip, number, skip)}
+    config = load.load_recorded(source.config_yaml, flags={"name": run.name, **flags, **skipped})
     _refuse_another_model(source, number, recorded, config)
-    if is_run(run):
-        return Start(_continued(RunDir(run), config), RunDir(run), (source, number))
+    if branch is not None:
+        continued = _continued(branch, config)
+        return Start(continued.config, branch, continued.parent or (source, number), continued.notes)
     _refuse_foreign(RunDir(run))
+    if config.duration.unit == "steps" and config.duration.amount <= number:
+        raise ConfigError(
+            f"duration: {config.duration} ends where the branch from {source.path}@{number} begins, or before; give "
+            f"more, such as --duration {2 * number or 1}"
+        )
     return Start(config, RunDir(run), (source, number))
+
+
+def _branched_at(branch: RunDir, source: RunDir, step: Step) -> int:
+    """The step at which an existing branch began; ConfigError where it is none of `source`, or of another step.
+
+    What `@last` and `@best` name may have moved on since: a command that is repeated continues its branch.
+    """
+    parent = parent_of(branch)
+    if parent is None and branch.env_json.exists():
+        raise ConfigError(
+            f"--run {branch.path}: it holds a run that is no branch of {source.path}; name a new folder, or continue "
+            f"it: trainwell train {branch.path}"
+        )
+    if parent is None:
+        return find_step(source, step)
+    if parent[0].path.resolve() != source.path.resolve() or (isinstance(step, int) and step != parent[1]):
+        raise ConfigError(
+            f"--run {branch.path}: it branches from {parent[0].path}@{parent[1]}, and {source.path}@{step} was asked "
+            f"for; name a new folder, or continue it: trainwell train {branch.path}"
+        )
+    return parent[1]
+
+
+def with_skip(skips: str | None, step: int, batches: int) -> str:
+    """The skips of a configuration with so many more batches left out at a step; those of one step add up."""
+    found = dict(parse_skips(skips))
+    found[step] = found.get(step, 0) + batches
+    return ", ".join(f"{at}+{found[at]}" for at in sorted(found))
 
 
 def _refuse_another_model(source: RunDir, step: int, recorded: RunConfig, wanted: RunConfig) -> None:
@@ -143,32 +257,36 @@ def _refuse_another_model(source: RunDir, step: int, recorded: RunConfig, wanted
             )
 
 
-def _continued(run: RunDir, wanted: RunConfig, decided: tuple[str, ...] = ()) -> RunConfig:
-    """The configuration a run continues with: its own, and `wanted` where a key is free; other changes are refused."""
+def _continued(run: RunDir, wanted: RunConfig, allow: Collection[str] = (), decided: tuple[str, ...] = ()) -> Start:
+    """How a run continues: as it is, and as `wanted` where `changes` lets it; other changes are refused."""
     recorded = load.load_recorded(run.config_yaml)
     old, new = flat(recorded), flat(wanted)
     if wanted.micro_batch != "auto":
         new["micro_batch"] = min(wanted.micro_batch, checks.sequences(recorded))  # at most, it says
-    free = FREE if recorded.schedule.horizon is None else (*FREE, "duration")
-    changed = [
-        key
+    chosen = _recorded(run).get("settings", {})
+    other = [
+        Change(key, old[key], new[key])
         for key in new
-        if old[key] != new[key] and key not in decided and not _left_open(key, new[key]) and not key.startswith(free)
+        if old[key] != new[key]
+        and key not in decided
+        and not _left_open(key, new[key])
+        and not (key in _CHOSEN and old[key] in {"auto", False} and chosen.get(key) == new[key])
     ]
-    if changed:
-        lines = [f"  {key}: {old[key]} there, {new[key]} wanted" for key in changed]
+    horizon = recorded.schedule.horizon is not None
+    changes = [change for change in other if kind_of(change.key, horizon=horizon) != "free"]
+    refused = refusals(changes, allow)
+    if refused:
         hint = (
-            "\n  (its schedule is laid out over its duration; with schedule.horizon set, the duration would be free)"
-            if "duration" in changed
+            "\n  (with schedule.horizon set, the duration would be free)"
+            if any(change.key == "duration" for change in changes)
             else ""
         )
         raise ConfigError(
-            f"{run.path} already holds a run with other settings:\n" + "\n".join(lines) + hint + "\n"
-            "Leave them as they are to continue it, start anew with --run OTHER, or branch: "
-            f"trainwell train {run.path}@last --run NEW"
+            "\n  ".join([f"{run.path} already holds a run with other settings:", *refused])
+            + f"{hint}\n{ways_out(changes, allow, run.path)}"
         )
-    kept = {key: old[key] for key in old if not key.startswith(free)}
-    return load.load_recorded(run.config_yaml, flags={key: new[key] for key in new if key not in kept})
+    config = load.load_recorded(run.config_yaml, flags={change.key: change.now for change in other})
+    return Start(config, run, parent_of(run), notes(changes))
 
 
 def _left_open(key: str, value: Any) -> bool:

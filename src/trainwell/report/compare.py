@@ -1,5 +1,7 @@
 """PURE. Two plans side by side: where their rates and batches part, by how much, and which settings they differ in.
 
+Of two runs, what both have measured stands beside it, see `measured`.
+
 What is exact: up to EXACT_STEPS common steps every step is looked at, and everything here is exact. Of a longer run
 some 3,000 steps are: the first 500, an even grid, and every turn of either plan with its neighbours. From them
 - the largest difference is narrowed down to one step between the grid's neighbours of the largest one seen: it is exact
@@ -22,6 +24,8 @@ from trainwell.optim.schedule import Schedule
 from trainwell.planning.resolve import Plan
 from trainwell.planning.target import flat
 from trainwell.report.course import grid, turns
+from trainwell.report.load import Joined
+from trainwell.report.measured import Measured, measured
 
 EXACT_STEPS = 20_000
 """The most common steps of which every one is looked at."""
@@ -32,11 +36,12 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two, and what to call it; `kind` is recipe, file, run or dialect."""
+    """One of the two, and what to call it; `kind` is recipe, file, run or dialect. A run has `rows` on record."""
 
     name: str
     kind: str
     plan: Plan
+    rows: Joined | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class Comparison:
     """Keys with other values left and right; the name is none."""
     curve: tuple[Point, ...]
     """Some 200 steps with both rates."""
+    measured: Measured | None
+    """The losses of two runs; None where one side is none, or has not begun."""
 
     @property
     def exact(self) -> bool:
@@ -108,6 +115,7 @@ def compare(left: Side, right: Side) -> Comparison:
             Point(step, one.lr(step), other.lr(step))
             for step in sorted({*grid(common, _CURVE), *(at for at in (*turns(one), *turns(other)) if at < common)})
         ),
+        measured=measured(left.rows, right.rows) if left.rows and right.rows else None,
     )
 
 

@@ -14,7 +14,8 @@ from trainwell.config.load import load_recorded
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
 from trainwell.planning.resolve import Plan, resolve
-from trainwell.runs.metrics import MetricsFile, Row
+from trainwell.planning.target import Parent, parent_of
+from trainwell.runs.metrics import MetricsFile, Records, Row
 from trainwell.runs.rundir import RunDir, is_run
 
 _SAMPLE = re.compile(r"^=== step (\d+) \| (.*) ===$", re.MULTILINE)
@@ -100,6 +101,51 @@ def load_run(path: Path) -> RunData:
         checkpoints=tuple(saved_steps(folder.checkpoints)),
         owner=folder.owner(),
     )
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The rows of a run from step 0 on: of a branch, its parent's up to the step it begins at, and its own."""
+
+    train: tuple[Row, ...]
+    val: tuple[Row, ...]
+    runs: tuple[tuple[str, int], ...]
+    """Whose rows they are, oldest first: a run, and the first step of its own."""
+    missing: str = ""
+    """Why the rows before the first of `runs` are not there; empty when they are."""
+
+
+def joined(run: RunData) -> Joined:
+    """Put the rows of a run's parents before its own; a parent that is gone or damaged is said, and is no error."""
+    train, val, runs, missing = run.train, run.val, [(str(run.dir.path), 0)], ""
+    parent, seen = parent_of(run.dir), {run.dir.path.resolve()}
+    while parent is not None and not missing:
+        source, step = parent
+        runs[0] = (runs[0][0], step)
+        rows, before, missing = _of_parent(source, seen)
+        if missing:
+            missing = f"{runs[0][0]} begins at step {step:,} of {source.path}, {missing}: its curve begins there too"
+            break
+        train = (*(row for row in rows.train if row["step"] < step), *train)
+        own = {row["step"] for row in val}
+        val = (*(row for row in rows.val if row["step"] <= step and row["step"] not in own), *val)
+        runs.insert(0, (str(source.path), 0))
+        seen.add(source.path.resolve())
+        parent = before
+    return Joined(train, val, tuple(runs), missing)
+
+
+def _of_parent(source: RunDir, seen: set[Path]) -> tuple[Records, Parent | None, str]:
+    """The rows of a parent and its own parent; and why there are none, if so."""
+    nothing = Records((), ())
+    if source.path.resolve() in seen:
+        return nothing, None, "which is a branch of it"
+    if not is_run(source.path):
+        return nothing, None, "which is not there"
+    try:
+        return MetricsFile(source.metrics_jsonl).read(), parent_of(source), ""
+    except StorageError as error:
+        return nothing, None, f"which is damaged ({error})"
 
 
 def read_samples(path: Path) -> tuple[Sample, ...]:

@@ -1,5 +1,7 @@
 """Pictures of schedules: one plan with its joints and what is on record, or two laid over each other.
 
+Of two runs their losses are drawn too.
+
 Draws what `planning` and `report.compare` say, and decides nothing.
 """
 
@@ -12,7 +14,8 @@ from trainwell.planning.describe import joints, rate
 from trainwell.planning.resolve import Plan
 from trainwell.report.compare import Comparison
 from trainwell.report.course import Moment, batch_changes, course
-from trainwell.report.picture import INK, MARK, TRAIN, VAL, figure_of, label, legend, tokens_on_top
+from trainwell.report.measured import Measured
+from trainwell.report.picture import FAINT, INK, MARK, PALE, TRAIN, VAL, figure_of, label, legend, tokens_on_top
 from trainwell.runs.console import short_count
 
 if TYPE_CHECKING:
@@ -45,12 +48,12 @@ def draw_plan(plan: Plan, title: str, recorded: tuple[Sequence[float], Sequence[
 
 
 def draw_comparison(found: Comparison) -> Figure:
-    """Both rates, the difference below them, and both batch sizes where they are not the same."""
+    """Both rates, the difference below them, both batch sizes where they are not the same, the losses of two runs."""
     names, plans = (found.left.name, found.right.name), (found.left.plan, found.right.plan)
     courses = [course(plan, _POINTS) for plan in plans]
     batches = found.first_batch is not None
     end = max(plan.num_steps for plan in plans)
-    heights = (3.6, 1.3, 1.3) if batches else (3.6, 1.3)
+    heights = [3.6, 1.3, *([1.3] if batches else []), *([2.8] if found.measured else [])]
     figure, panels = figure_of(" | ".join(names), "learning rate", end, heights)
     _rate_axis(panels[0])
     for number, moments in enumerate(courses):
@@ -64,7 +67,37 @@ def draw_comparison(found: Comparison) -> Figure:
         _batch_panel(panels[2])
         for number, moments in enumerate(courses):
             _line(panels[2], moments, "exact_size", (TRAIN, VAL)[number], "", dashed=number == 1)
+    if found.measured is not None:
+        _losses(panels[-1], found.measured)
     return figure
+
+
+def _losses(axes: Axes, found: Measured) -> None:
+    """The training loss of both as lines, validation losses as dots on them, and where a branch begins."""
+    axes.set_ylabel("loss", color=INK)
+    for number, (line, marks) in enumerate(zip(found.lines, found.marks, strict=True)):
+        color = (TRAIN, VAL)[number]
+        style = (0, (4, 3)) if number else "-"
+        said = "training" if number == 0 else None
+        axes.plot(*_columns(line), color=color, lw=1.6 if number else 2.2, ls=style, zorder=2 + number, label=said)
+        said = "validation" if number == 0 else None
+        axes.plot(*_columns(marks), "o", color=color, ms=5, mec="white", mew=0.8, zorder=4, label=said)
+    for begins in {after for side in found.sides for _, after in side.runs[1:]}:
+        axes.axvline(begins, color=PALE, lw=1, zorder=0)
+        axes.annotate(
+            f"branch, step {begins:,}",
+            (begins, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -10),
+            textcoords="offset points",
+            fontsize=9,
+            color=FAINT,
+        )
+    legend(axes)
+
+
+def _columns(line: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [step for step, _ in line], [loss for _, loss in line]
 
 
 def _rate_axis(axes: Axes) -> None:

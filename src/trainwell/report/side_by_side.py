@@ -4,6 +4,7 @@ Returns what rich prints, and prints nothing itself. What is compared, and how e
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,6 +17,7 @@ from trainwell.report.axes import FAINT, STYLES, Chart, facts
 from trainwell.report.compare import Comparison, Point, Side
 from trainwell.report.course import batch_changes, course
 from trainwell.report.curve import Series
+from trainwell.report.measured import Interval, Measured
 from trainwell.runs.console import safe, short_count
 
 
@@ -32,6 +34,7 @@ def show_comparison(found: Comparison, notes: Sequence[str] = ()) -> RenderableT
         *_charts(sides),
         Text(),
         _findings(found),
+        *([] if found.measured is None else _measured(found.measured, sides)),
         *_settings(found),
     )
 
@@ -82,6 +85,46 @@ def _findings(found: Comparison) -> Table:
     tokens = [short_count(count) for count in found.tokens]
     same = found.tokens[0] == found.tokens[1]
     table.add_row("tokens", f"the same: {tokens[0]}" if same else f"{tokens[0]} | {tokens[1]}")
+    return table
+
+
+def _measured(found: Measured, sides: tuple[Side, Side]) -> Iterable[RenderableType]:
+    """The training losses in a chart, and both losses in a table; what either curve is put together from."""
+    lines = [Series(found.lines[number], name=safe(sides[number].name), dashed=number == 1) for number in (0, 1)]
+    log = all(loss > 0 for line in found.lines for _, loss in line)
+    if all(found.lines):
+        what = f"training loss{', logarithmic' if log else ''}, over steps"
+        yield from (Text(), Chart(what, lines, found.last, numbers=".3g", log=log), Text())
+    table = facts()
+    for side in found.sides:
+        if len(side.runs) > 1:
+            parts = [f"{name} up to step {after:,}" for (name, _), (_, after) in pairwise(side.runs)]
+            table.add_row("joined", safe(f"{', '.join(parts)}, then {side.runs[-1][0]}"))
+    if not found.train:
+        table.add_row("training loss", "no step is on record in both")
+    elif found.first is None:
+        table.add_row("training loss", f"the same to the bit at all {len(found.train):,} common steps")
+    else:
+        first = found.first
+        values = f"{first.left:.6f} | {first.right:.6f}"
+        table.add_row("training loss", f"first other at step {first.step:,}: {values}")
+    yield table
+    intervals = found.intervals()
+    if intervals:
+        yield from (Text(), _losses(intervals, sides))
+
+
+def _losses(intervals: Sequence[Interval], sides: tuple[Side, Side]) -> Table:
+    """Mean training losses between some states, and the validation losses there."""
+    table = Table(box=None, pad_edge=False, header_style=FAINT)
+    table.add_column("up to step", justify="right")
+    for what in ("training, mean", *(["validation"] if any(at.val for at in intervals) else [])):
+        for number, side in enumerate(sides):
+            table.add_column(f"{what}\n{safe(side.name)}", justify="right", header_style=STYLES[number])
+    for at in intervals:
+        cells = [f"{loss:.4f}" for loss in at.train]
+        cells += [] if at.val is None else [f"{at.val.left:.4f}", f"{at.val.right:.4f}"]
+        table.add_row(f"{at.state:,}", *cells)
     return table
 
 

@@ -31,7 +31,7 @@ class Window:
     """One sequence of a batch."""
 
     example: int
-    """Its number in the run, from 0."""
+    """Its place in the order in which the run takes them, from 0; what is skipped counts."""
     index: int
     """Its number among the windows of the training text."""
     epoch: int
@@ -58,7 +58,7 @@ class StepText:
 
 def window_indices(plan: Plan, step: int) -> list[int]:
     """The windows of a step's global batch, in the order in which training takes them; the plan must know its data."""
-    config, first = plan.config, plan.batch.examples_before(step)
+    config, first = plan.config, plan.batch.first_example(step)
     found = windows_at(first, plan.batch.size(step), plan.num_windows, config.seed, config.data.order)
     return [int(index) for index in found]
 
@@ -71,7 +71,7 @@ def text_of_step(plan: Plan, step: int, *, most: int = 3) -> StepText:
     """
     store = _open(plan)
     indices = window_indices(plan, step)
-    first = plan.batch.examples_before(step)
+    first = plan.batch.first_example(step)
     window = partial(_row, store) if isinstance(store, ExampleStore) else _Places(plan.config, store).window
     shown = [
         window(first + number, index, (first + number) // plan.num_windows, plan)

@@ -26,9 +26,11 @@ from trainwell.planning.speed import speed_line, speeds
 from trainwell.report.axes import FAINT, Chart, facts, heading
 from trainwell.report.course import batch_changes, course, grid
 from trainwell.report.curve import Series
+from trainwell.report.incident import commands, one_line, show_incident
 from trainwell.report.load import RunData
 from trainwell.report.verdict import verdict
 from trainwell.runs.console import safe, share, short_count, short_time
+from trainwell.runs.incidents import Incident, incident_steps
 from trainwell.runs.metrics import Row
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
 _SHOWN_EVALUATIONS = 6
 _SHOWN_SAMPLES = 2
-_SHOWN_CHARACTERS = 200
+_SHOWN_INCIDENTS = 8
+_SHOWN_VALUES = 12
 
 
 def show_recipe(plan: Plan, recipe: Recipe) -> RenderableType:
@@ -84,15 +87,22 @@ def show_run(run: RunData) -> RenderableType:
 
 
 def show_step(
-    plan: Plan, step: int, name: str, row: Row | None = None, text: "StepText | str | None" = None
+    plan: Plan,
+    step: int,
+    name: str,
+    row: Row | None = None,
+    text: "StepText | str | None" = None,
+    incident: Incident | None = None,
+    saved: Sequence[int] = (),
 ) -> RenderableType:
     """One step: its rate and why, the batch it takes and what that says, and what is on record if it was taken (`row`).
 
-    `text` is what the batch says, or why that cannot be shown.
+    `text` is what the batch says, or why that cannot be shown; an `incident` is explained in its place, with what to do
+    from the states that are `saved`.
     """
     table = facts()
     size, tokens = plan.batch.size(step), plan.batch.tokens_before(step)
-    first = plan.batch.examples_before(step)
+    first = plan.batch.first_example(step)
     table.add_row("rate", f"{plan.lr(step):.6e}")
     table.add_row("because", explain(plan, step))
     table.add_row(
@@ -106,9 +116,19 @@ def show_step(
     table.add_row("before it", f"{tokens:,} tokens{_epochs(plan, step)}")
     for key, value in (row or {}).items():
         if key.startswith("train/") and value is not None:
-            table.add_row(key.removeprefix("train/"), f"{value:.6g}" if isinstance(value, float) else str(value))
+            table.add_row(Text(safe(key.removeprefix("train/"))), Text(_said(value)))
     about = f"step {step:,} of {plan.num_steps:,}"
-    return Group(*heading(f"{name}@{step}", about), table, *_text(plan, text))
+    parts: Iterable[RenderableType] = _text(plan, text)
+    if incident is not None:
+        parts = [Text("\nthe incident", "bold"), *show_incident(incident, commands(name, step, saved))]
+    return Group(*heading(f"{name}@{step}", about), table, *parts)
+
+
+def _said(value: object) -> str:
+    """A value on record; of a long list, as the windows of a skipped step are, the beginning."""
+    if isinstance(value, list) and len(value) > _SHOWN_VALUES:
+        return f"{safe(', '.join(map(str, value[:_SHOWN_VALUES])))} and {len(value) - _SHOWN_VALUES:,} more"
+    return f"{value:.6g}" if isinstance(value, float) else safe(str(value))
 
 
 def _text(plan: Plan, text: "StepText | str | None") -> Iterable[RenderableType]:
@@ -122,7 +142,7 @@ def _text(plan: Plan, text: "StepText | str | None") -> Iterable[RenderableType]
     yield Text(f"the text, {f'the first {shown} of {size:,} sequences' if shown < size else 'all of it'}", "bold")
     for window in text.windows:
         yield Text(f"\n{safe(_origin(window, plan))}", FAINT)
-        yield Padding(Text(_one_line(window.text)), (0, 2))
+        yield Padding(Text(one_line(window.text)), (0, 2))
 
 
 def _origin(window: "Window", plan: Plan) -> str:
@@ -136,12 +156,6 @@ def _origin(window: "Window", plan: Plan) -> str:
         f"example {window.example:,}, epoch {window.epoch}: {plan.rows[:-1]} {window.index:,} of the training part, "
         f"{tokens}{window.sources[0]}{start}{more}"
     )
-
-
-def _one_line(text: str) -> str:
-    """The beginning of a text, its line ends written out, so that a window is a line or two."""
-    line = safe(text[: _SHOWN_CHARACTERS + 1].replace("\\", "\\\\")).replace("\n", "\\n").replace("\t", "\\t")
-    return line if len(text) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]} ..."
 
 
 def _joint_table(plan: Plan) -> Table:
@@ -273,6 +287,11 @@ def _files(run: RunData) -> Table:
     table = facts()
     if run.checkpoints:
         table.add_row("checkpoints", ", ".join(f"@{step}" for step in run.checkpoints))
+    incidents = incident_steps(run.dir)
+    if incidents:
+        shown = ", ".join(f"@{step}" for step in incidents[-_SHOWN_INCIDENTS:])
+        before = "" if len(incidents) <= _SHOWN_INCIDENTS else f"{len(incidents):,}, the last "
+        table.add_row("incidents", f"{before}{shown}; each explained by trainwell show {run.dir.path}@{incidents[-1]}")
     plots = sorted(run.dir.plots.glob("*.png"))
     if plots:
         table.add_row("plots", ", ".join(str(path) for path in plots))
