@@ -23,7 +23,11 @@ def steps(run: Run) -> Iterator[StepResult]:
     run.restore()
     with deterministic(run.settings.deterministic):
         run.rehearse()
-        for result in run.trainer.steps(until=run.num_steps):
+        until = run.num_steps
+        if run.stopped:  # before a step was taken
+            run.save()
+            until = run.trainer.step
+        for result in run.trainer.steps(until=until):
             yield result
             run.metrics.add(result)
             due = run.due(result.step)

@@ -203,7 +203,7 @@ class Run:
             rehearse(self)
         if self.trainer.step == 0:
             at_start = self.val is not None and self.config.eval.every is not None
-            self.observe(Due(save=False, evaluate=at_start, sample=False))
+            self.observe(self._missed(Due(save=False, evaluate=at_start, sample=False)))
         elif self.saver.step == self.trainer.step:
             self.observe(self._missed(self.due(self.trainer.step - 1)))
         self.metrics.pause()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from trainwell import faults
 from trainwell.checkpoint.layout import MANIFEST, TENSORS, directory_of, saved_steps
 from trainwell.checkpoint.state import Staging, same_bits
 from trainwell.checkpoint.store import CheckpointStore
@@ -121,9 +122,9 @@ def test_the_newest_is_the_last_saved(store: CheckpointStore) -> None:
     assert found(store) == (10, [])
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, at: int | None = None) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 if at is None else at] ^= 1
     path.write_bytes(content)
 
 
@@ -300,6 +301,19 @@ def test_a_folder_that_cannot_be_made_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"step-1 could not be written.*--run"):
         CheckpointStore(tmp_path / "file" / "checkpoints").save(1, state_of(1), {})
+
+
+def test_a_disk_that_does_not_keep_what_is_written_leaves_no_checkpoint(store: CheckpointStore) -> None:
+    store.save(1, state_of(1), {})
+    with faults.at("ckpt.mid_write@2", lambda: None), pytest.raises(StorageError, match="step-2 could not be written"):
+        store.save(2, state_of(2), {})
+    assert found(store) == (1, [])
+    with (
+        faults.at("ckpt.after_rename@2", lambda: flip(store.folder / "step-2" / TENSORS, -1)),
+        pytest.raises(StorageError, match=r"step-2: trainer\.model\.w reads back differently"),
+    ):
+        store.save(2, state_of(2), {})
+    assert found(store) == (1, [])
 
 
 def test_where_a_step_lies_is_no_secret(tmp_path: Path) -> None:

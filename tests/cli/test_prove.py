@@ -56,8 +56,7 @@ def test_parts_of_a_script_are_proved_and_what_breaks_is_named_with_where_to_loo
 def test_a_program_reads_verdicts_totals_the_command_and_the_settings(
     own_folders: Path, one_thread: None, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = {**TINY, "data.path": str(text), "eval.batches": None}
-    del flags["eval.batches"]
+    flags = {**TINY, "data.path": str(text)}
     show_proof("demo", None, flags, small=True, as_json=True)
     read = json.loads(capsys.readouterr().out)
     assert read["totals"]["FAIL"] == 0

@@ -21,7 +21,6 @@ NEED_TORCH = (
     "trainwell.given",
     "trainwell.gradients",
     "trainwell.harness",
-    "trainwell.distributed.local",
     "trainwell.hellaswag",
     "trainwell.incidents",
     "trainwell.model",
@@ -30,7 +29,13 @@ NEED_TORCH = (
     "trainwell.optim.groups",
     "trainwell.optim.guard",
     "trainwell.optim.together",
-    "trainwell.prove",
+    "trainwell.prove.checks",
+    "trainwell.prove.loop",
+    "trainwell.prove.order",
+    "trainwell.prove.ranks",
+    "trainwell.prove.rounding",
+    "trainwell.prove.trace",
+    "trainwell.prove.twins",
     "trainwell.recorder",
     "trainwell.reference",
     "trainwell.rehearsal",
@@ -57,7 +62,7 @@ def module_of(path: Path) -> str:
 
 
 def needs_torch(module: str) -> bool:
-    whole = {"trainwell.book", "trainwell.model", "trainwell.prove"}
+    whole = {"trainwell.book", "trainwell.model"}
     return any(module == name or (name in whole and module.startswith(name + ".")) for name in NEED_TORCH)
 
 

@@ -89,6 +89,14 @@ class CheckpointStore:
             shutil.rmtree(beside, ignore_errors=True)
         sync_directory(self.folder)
         faults.reach("ckpt.after_rename", step)
+        try:
+            self._compare(final, tensors)
+        except (OSError, SafetensorError, StorageError):
+            final.rename(final.with_name(f"{final.name}.replaced-{secrets.token_hex(4)}"))
+            raise
+
+    def _compare(self, final: Path, tensors: dict[str, Tensor]) -> None:
+        """Raise StorageError unless a checkpoint reads back as what was in memory."""
         read_manifest(final, verify_files=False)
         written = load_file(final / TENSORS)
         wrong = [name for name, tensor in tensors.items() if not same_bits(tensor, written[name])]

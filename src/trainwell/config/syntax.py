@@ -18,8 +18,8 @@ from trainwell.errors import ConfigError
 _RULES = [
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("int", r"[-+]?[0-9]+(?:_[0-9]+)*", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]+(?:_[0-9]+)*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
     ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
     ("merge", r"<<", "<"),
 ]
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
                 )
@@ -76,7 +76,12 @@ _Dumper.add_representer(str, _write_text)
 
 def parse_yaml(text: str) -> object:
     """Read one YAML document; raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)  # a SafeLoader
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits, a date that no calendar has
+        raise yaml.YAMLError(f"it holds a value that cannot be read: {error}") from None
 
 
 def dump_yaml(value: object, *, flow: bool = False) -> str:
@@ -89,12 +94,16 @@ def dump_yaml(value: object, *, flow: bool = False) -> str:
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """Read a .yaml, .yml, .toml or .json file into a dictionary; ConfigError says what is wrong with it and where."""
-    if path.suffix.lower() not in FORMATS or path.is_dir():
-        if not path.exists():
+    try:
+        is_dir, exists = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long
+        raise ConfigError(f"the config file {str(path)[:100]!r} cannot be read: {error.strerror}") from None
+    if path.suffix.lower() not in FORMATS or is_dir:
+        if not exists:
             raise ConfigError(
                 f"there is nothing at {path}: no run and no config file, whose name would end in {', '.join(FORMATS)}"
             )
-        kind = "folder" if path.is_dir() else "file"
+        kind = "folder" if is_dir else "file"
         raise ConfigError(f"{path} is a {kind}, not a config file; the name of one ends in {', '.join(FORMATS)}")
     text = _read_text(path)
     try:

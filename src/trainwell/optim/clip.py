@@ -22,7 +22,9 @@ def global_norm(parameters: Sequence[Tensor], loss_scale: Tensor | None = None) 
     """The L2 norm over all gradients together, a scalar on the device; those of `loss * loss_scale` give the loss's."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = get_total_norm(gradients) if gradients else torch.zeros((), device=parameters[0].device)
-    return norm if loss_scale is None else norm / loss_scale
+    if loss_scale is not None:
+        norm = norm / loss_scale
+    return norm
 
 
 def clip_and_update(
