@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from trainwell.checkpoint.layout import saved_steps
+from trainwell.errors import DivergedError
 from trainwell.evaluate import Evaluation
-from trainwell.fit import steps
+from trainwell.fit import fit, steps
+from trainwell.incidents import numbered
+from trainwell.model.loss import token_loss
 from trainwell.recorder import Recorder
 from trainwell.run import Run
 from trainwell.runs.console import Console
+from trainwell.runs.incidents import read_incident
 from trainwell.runs.metrics import MetricsFile
 from trainwell.trainer import StepResult
 
@@ -186,3 +191,47 @@ def test_every_tenth_step_and_the_last_are_on_the_screen(build_tiny: Build, caps
     printed = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if " | loss: 7.380367 | " in line]
     assert printed == ["step    0", "step   10", "step   11"]
     assert len(rows(run)) == 12
+
+
+class Leaping:
+    """The usual loss, a hundredfold in the training step `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.run: Run | None = None
+
+    def __call__(self, model: Any, batch: Any) -> torch.Tensor:
+        leaps = self.run is not None and model.training and self.run.trainer.step == self.at
+        return token_loss(model, batch) * (100 if leaps else 1)
+
+
+@pytest.mark.parametrize("policy", ["log", "skip", "stop"])
+def test_a_step_that_leaps_out_is_on_record_with_what_it_read(build_tiny: Build, policy: str) -> None:
+    loss = Leaping(9)
+    run = loss.run = build_tiny(run_dir="runs/a", loss=loss, guard={"policy": policy})
+    if policy == "stop":
+        with pytest.raises(DivergedError, match=r"step 9 leapt out, .* trainwell train runs/a@8 --run NEW --skip 200"):
+            fit(run)
+    else:
+        fit(run)
+    (row,) = [row for row in rows(run) if "train/spike" in row]
+    assert row["step"] == 9
+    assert row["train/skipped"] is (policy == "skip")
+    source = numbered(run.batches)
+    assert source is not None
+    assert row["train/windows"] == source.indices(9).tolist()
+    incident = read_incident(run.run_dir, 9)
+    assert incident is not None
+    assert incident.windows == tuple(row["train/windows"])
+    assert incident.reason == row["train/why"]
+    assert saved_steps(run.run_dir.checkpoints)[-1] == (8 if policy == "stop" else 12)
+
+
+def test_incidents_of_steps_that_are_taken_anew_are_kept_apart(build_tiny: Build) -> None:
+    loss = Leaping(9)
+    run = loss.run = build_tiny(run_dir="runs/a", loss=loss, guard={"policy": "stop"})
+    with pytest.raises(DivergedError):
+        fit(run)
+    fit(build_tiny(run_dir="runs/a", loss=Leaping(-1), guard={"policy": "stop"}))
+    assert read_incident(run.run_dir, 9) is None
+    assert (run.run_dir.attempts / "incident-9.json").is_file()

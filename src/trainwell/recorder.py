@@ -144,7 +144,7 @@ class Recorder:
         if not (row.get("train/spike") or row["train/skipped"]):
             return
         run, step = self._run, result.step
-        reason = row.get("train/why") or "loss or gradient norm leapt out"
+        reason = row["train/why"]
         done = "no update was made" if row["train/skipped"] else "the update was made"
         self._console.message(
             f"step {step:4d} | {reason}; {done}. To look into it: trainwell show {run.run_dir.path}@{step}"
@@ -231,8 +231,8 @@ class Recorder:
             return {}
         found: dict[str, Any] = {"train/spike": True} if spike else {}
         latest = result.step == self._run.trainer.step - 1  # whose gradients are still there
-        if skipped and not spike:
-            found["train/why"] = self._run.trainer.why_skipped(result) if latest else "loss or norm was not finite"
+        seen = "loss or gradient norm leapt out" if spike else "loss or gradient norm was not finite"
+        found["train/why"] = self._run.trainer.why_skipped(result) if latest else seen
         source = numbered(self._run.batches)
         return found if source is None else found | {"train/windows": source.indices(result.step).tolist()}
 

@@ -32,6 +32,7 @@ from trainwell.planning.target import best_evaluation
 from trainwell.recorder import Recorder
 from trainwell.rehearsal import rehearse
 from trainwell.runs.console import Console, parts_line
+from trainwell.runs.incidents import rewind_incidents
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
 from trainwell.runs.samples import Sample, SamplesFile
@@ -190,6 +191,7 @@ class Run:
         faults.reach("resume.before_rewind", self.trainer.step)
         MetricsFile(self.run_dir.metrics_jsonl).rewind(self.trainer.step, self.run_dir.attempts)
         self._samples_file.rewind(self.trainer.step, self.run_dir.attempts)
+        rewind_incidents(self.run_dir, self.trainer.step)
         describe(self)
         self._best = best_evaluation(self.run_dir)
         self.metrics.begin()

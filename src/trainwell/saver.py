@@ -24,6 +24,8 @@ from trainwell.trainer import Trainer
 if TYPE_CHECKING:
     from trainwell.run import Run
 
+THREAD = "trainwell-save"
+"""How the thread that writes is named."""
 _MOMENTS = 2
 """Tensors that an optimizer keeps of each weight, at the most: AdamW's two."""
 
@@ -141,7 +143,7 @@ class Saver:
         }
         self.step = step
         if self._asynchronous:
-            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="trainwell-save")
+            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix=THREAD)
             staged = self._staging.copy(tensors)
             self._writing = (step, self._pool.submit(self._write, step, plain, staged, meta, protected))
         else:
@@ -178,6 +180,10 @@ class Saver:
             self._run.console.message(f"step {step:,} is not saved, training goes on and saves when next due: {error}")
         else:
             self._failed = None
+
+    def abandon(self) -> None:
+        """Wait no longer for the save that is under way: the process is about to end, and what is written stays."""
+        self._writing = self._pool = None
 
     def close(self) -> None:
         """Wait for the last save, and end the thread."""

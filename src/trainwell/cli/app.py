@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ from trainwell.runs.console import safe
 VERBS = {
     "train": "Start a recipe, continue a run, or branch from a step of one.",
     "show": "What a recipe, a run or a step is: configuration, curves, samples, verdict.",
-    "check": "What is wrong with a plan, or damaged in a run; that resuming is exact (--prove); how good its weights are.",
+    "check": "What is wrong with a plan or damaged in a run; --prove puts promises to the test.",
     "compare": "How two schedules differ: of recipes, config files, runs or dialects.",
     "sample": "Text, answers or labels from a run or a step of it.",
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
 }
+_SAVING = "trainwell-save"
+"""The thread of a run that writes checkpoints; it ends with the run, unless a second signal ended that."""
 _EPILOGUE = (
     "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one "
     "(runs/demo@1200, @best, @last). Exit codes: 0 done, 1 a check that was asked for did not hold, "
@@ -51,7 +54,12 @@ def _version() -> str:
 def main(tokens: Sequence[str] | None = None, given: Mapping[str, Any] | None = None) -> None:
     """Run one command line with the parts given and exit; see `trainwell.cli.main`."""
     with parts.given(given or {}):
-        sys.exit(run(tokens))
+        code = run(tokens)
+        if any(thread.name.startswith(_SAVING) for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # a second signal does not wait for a save that is under way
+        sys.exit(code)
 
 
 def run(tokens: Sequence[str] | None = None) -> int:

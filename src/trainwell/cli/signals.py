@@ -71,6 +71,8 @@ class Stopping:
             _write("trainwell: interrupted\n")
             os._exit(StoppedError.exit_code)
         self._ending = True
+        if self._run is not None:
+            self._run.saver.abandon()
         raise interrupt
 
 

@@ -99,6 +99,13 @@ def write_incident(run: RunDir, incident: Incident) -> Path:
     return path
 
 
+def rewind_incidents(run: RunDir, step: int) -> None:
+    """Move the incidents of `step` and later ones to `attempts`: the run takes those steps anew."""
+    for late in [each for each in incident_steps(run) if each >= step]:
+        run.attempts.mkdir(exist_ok=True)
+        incident_file(run, late).replace(run.attempts / f"incident-{late}.json")
+
+
 def read_incident(run: RunDir, step: int) -> Incident | None:
     """The incident of a step; None where there was none, StorageError for a file that cannot be read."""
     path = incident_file(run, step)
