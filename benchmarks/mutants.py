@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-_TESTS_FAILED = 1
+_PYTEST = (sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider")
 _TIMEOUT_S = 300
 
 
@@ -233,39 +233,60 @@ def _source(mutant: Mutant) -> str:
     return (ROOT / "src" / "trainwell" / mutant.file).read_text("utf-8")
 
 
-def run(names: Sequence[str] = (), processes: int = 2) -> dict[str, Any]:
-    """Try the mutants of these names, or all of them; which were caught, which lived, and the seconds it took."""
+def run(names: Sequence[str] = (), processes: int = 2, seed: int = 0) -> dict[str, Any]:
+    """Try the mutants of these names, or all of them; which were caught, which lived, and the seconds it took.
+
+    `rows` are those of the scoreboard. The `seed` is for hypothesis, which some of the tests ask.
+    """
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     begin = time.monotonic()
+    healthy = _fails(ROOT / "src", sorted({mutant.tests for mutant in chosen}), seed)
+    if healthy:
+        raise SystemExit(f"the tests fail without a mutant, so they would catch anything: {healthy}")
     with ThreadPoolExecutor(processes) as pool:
-        caught = list(pool.map(_is_caught, chosen))
+        caught = list(pool.map(lambda mutant: _is_caught(mutant, seed), chosen))
+    alive = [mutant.name for mutant, dead in zip(chosen, caught, strict=True) if not dead]
+    row = {
+        "promise": "a deliberate mistake in the loop makes a test fail",
+        "figure": f"{sum(caught)} of {len(chosen)}",
+        "held": bool(chosen) and not alive,
+        "problems": [f"no test failed with: {name}" for name in alive],
+    }
     return {
         "tried": len(chosen),
         "caught": sum(caught),
-        "alive": [mutant.name for mutant, dead in zip(chosen, caught, strict=True) if not dead],
+        "alive": alive,
         "seconds": round(time.monotonic() - begin, 1),
+        "rows": [row],
     }
 
 
-def _is_caught(mutant: Mutant) -> bool:
+def _is_caught(mutant: Mutant, seed: int) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         wrong = _source(mutant).replace(mutant.right, mutant.wrong)
         (source / "trainwell" / mutant.file).write_text(wrong, "utf-8")
-        outcome = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", mutant.tests],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    caught = outcome.returncode == _TESTS_FAILED
-    first = next((line for line in outcome.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
-    print(f"{'caught' if caught else 'ALIVE '}  {mutant.kind:13} {mutant.name}  {first[:100]}", flush=True)
-    return caught
+        first = _fails(source, [mutant.tests], seed)
+    print(f"{'caught' if first else 'ALIVE '}  {mutant.kind:13} {mutant.name}  {first[:100]}", flush=True)
+    return bool(first)
+
+
+def _fails(source: Path, tests: Sequence[str], seed: int) -> str:
+    """The first test that fails on this source; empty where all pass."""
+    outcome = subprocess.run(
+        [*_PYTEST, f"--hypothesis-seed={seed}", *tests],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    if outcome.returncode == 0:
+        return ""
+    named = [line for line in outcome.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return next(iter(named), f"pytest ended with {outcome.returncode}: {outcome.stderr[-200:]}")
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from trainwell.testing import TINY
+
 if TYPE_CHECKING:
     from trainwell.model.gpt2 import GPT2
     from trainwell.run import Run
@@ -33,21 +35,6 @@ def gpt2_of() -> Callable[..., "GPT2"]:
         return model.to(dtype)
 
     return make
-
-
-TINY: dict[str, Any] = {
-    "duration": 12,
-    "batch_size": 4,
-    "micro_batch": 2,
-    "data": {"seq_len": 16, "val_fraction": 0.25},
-    "model": {"num_layers": 1, "num_heads": 2, "width": 16},
-    "optim": {"lr": 3e-3},
-    "schedule": {"warmup": 1},
-    "eval": {"every": None, "batches": 2},
-    "sample": {"every": None},
-    "checkpoint": {"every": 4},
-}
-"""A run of the demo that takes milliseconds; an epoch over `text` is ten and a half steps."""
 
 
 @pytest.fixture

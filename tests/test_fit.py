@@ -33,7 +33,7 @@ def losses(run: Run) -> list[float]:
 
 
 def test_a_run_takes_all_its_steps_and_leaves_its_files(build_tiny: Build) -> None:
-    run = fit(build_tiny(run_dir="runs/a", eval={"every": 5}, sample={"every": 6, "tokens": 4}))
+    run = fit(build_tiny(run_dir="runs/a", eval={"every": 5}, sample={"every": 6, "tokens": 4}, log={"plots": True}))
     assert [row["step"] for row in train_rows(run)] == list(range(12))
     assert [row["step"] for row in MetricsFile(run.run_dir.metrics_jsonl).read().val] == [0, 5, 10, 12]
     assert saved_steps(run.run_dir.checkpoints) == [8, 10, 12]

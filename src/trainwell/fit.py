@@ -54,7 +54,7 @@ def conclude(run: Run) -> None:
     data = load_run(run.run_dir.path)
     run.console.message(verdict(data))
     run.console.message(f"checkpoint: {run.run_dir.checkpoints / f'step-{run.trainer.step}'}")
-    if run.stopped and not run.finished:
+    if not run.config.log.plots or (run.stopped and not run.finished):
         return  # whoever stops a run waits for it
     try:
         plots = write_plots(data)

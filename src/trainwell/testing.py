@@ -26,8 +26,9 @@ TINY: dict[str, Any] = {
     "eval": {"every": None, "batches": 2},
     "sample": {"every": None},
     "checkpoint": {"every": 4},
+    "log": {"plots": False},
 }
-"""The keys of `tiny_run`: 12 steps of 4 x 16 tokens, 7,680 weights, a checkpoint every 4 steps, no evaluation."""
+"""The keys of `tiny_run`: 12 steps of 4 x 16 tokens, 7,680 weights, a checkpoint every 4 steps; nothing is looked at."""
 
 _WORDS = ("the", "tide", "turns", "and", "every", "boat", "knows")
 

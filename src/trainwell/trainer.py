@@ -228,7 +228,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.guard.load_state_dict(state["guard"])
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and "loss_scale" in state:  # a run may go on in fp16
             self.loss_scale.load_state_dict(state["loss_scale"])
 
 

@@ -25,6 +25,7 @@ TINY = {
     "eval.batches": "2",
     "sample.every": "none",
     "checkpoint.every": "4",
+    "log.plots": "false",
 }
 
 

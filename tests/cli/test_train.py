@@ -25,7 +25,7 @@ def rows(run: str | Path) -> list[int]:
 
 
 def test_a_run_ends_by_saying_where_everything_is_and_what_to_try(command: Command, tiny_flags: Flags) -> None:
-    said = command("train", "demo", *tiny_flags(sample__every="6", sample__tokens="3"))
+    said = command("train", "demo", *tiny_flags(sample__every="6", sample__tokens="3", log__plots="true"))
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
     assert lines[0].startswith("demo: 7,680 parameters, 12 steps of 4 x 16 = 64 tokens")

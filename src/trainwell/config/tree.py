@@ -260,6 +260,8 @@ class LogConfig(Section):
 
     every: Positive = 10
     """Steps between printed lines."""
+    plots: bool = True
+    """Draw the curves as PNG files when the run ends."""
 
 
 class RunConfig(Section):
