@@ -171,6 +171,7 @@ class Recorder:
         spikes = [row["step"] for row in rows if row.get("train/spike")]
         if self._plan.config.guard.policy != "stop" or not spikes:
             return
+        self._run.saver.join()
         path, saved = self._run.run_dir.path, [s for s in saved_steps(self._run.run_dir.checkpoints) if s <= spikes[0]]
         goes_on = f"{path}@{saved[-1]}" if saved else f"{path}"
         raise DivergedError(

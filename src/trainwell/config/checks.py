@@ -15,6 +15,8 @@ from trainwell.errors import ConfigError
 
 _MOST_TOKENS = 10**18
 """Of a ramp: a thousand times the largest corpus there is."""
+_LOOKED_AT = 10_000
+"""Numbers on either side that are tried as divisors: more than any model has heads."""
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -172,7 +174,9 @@ def _model_problems(config: RunConfig) -> list[str]:
 
 
 def _nearest_divisors(number: int, wanted: int) -> str:
-    divisors = [each for each in range(1, number + 1) if number % each == 0]
+    """The two divisors nearest to `wanted`; of a number that is far too large, the nearest of those close by."""
+    close = range(max(2, wanted - _LOOKED_AT), min(number, wanted + _LOOKED_AT))
+    divisors = sorted({1, number, *(each for each in close if number % each == 0)})
     near = sorted(sorted(divisors, key=lambda each: abs(each - wanted))[:2])
     return " and ".join(map(str, near))
 
