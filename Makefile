@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: ci-deps demo test check fix bench
+.PHONY: ci-deps demo test check fix bench soak
 
 ci-deps: # system packages; none are needed
 	@true
@@ -25,8 +25,11 @@ fix: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+soak: $(READY) # every promise of docs/reliability.md, at length; writes the page
+	$(BIN)/python -m benchmarks.soak
+
 bench: $(READY)
-	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/fuzz.py benchmarks/mutants.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
 # The last install is the book's own functions, an oracle for tests, without what else they ask for.
 $(READY): pyproject.toml constraints.txt

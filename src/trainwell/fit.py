@@ -53,7 +53,7 @@ def conclude(run: Run) -> None:
     run.finish()
     data = load_run(run.run_dir.path)
     run.console.message(verdict(data))
-    run.console.message(f"checkpoint: {run.run_dir.checkpoints / f'step-{run.trainer.step}'}")
+    run.console.message(f"checkpoint: {run.run_dir.shown}/checkpoints/step-{run.trainer.step}")
     if not run.config.log.plots or (run.stopped and not run.finished):
         return  # whoever stops a run waits for it
     try:
@@ -61,7 +61,7 @@ def conclude(run: Run) -> None:
     except OSError as error:
         run.console.message(f"no plots: {error}")
     else:
-        run.console.message(f"plots: {', '.join(str(plot) for plot in plots)}")
+        run.console.message(f"plots: {', '.join(f'{run.run_dir.shown}/plots/{plot.name}' for plot in plots)}")
 
 
 @contextmanager

@@ -147,7 +147,7 @@ class Recorder:
         reason = row["train/why"]
         done = "no update was made" if row["train/skipped"] else "the update was made"
         self._console.message(
-            f"step {step:4d} | {reason}; {done}. To look into it: trainwell show {run.run_dir.path}@{step}"
+            f"step {step:4d} | {reason}; {done}. To look into it: trainwell show {run.run_dir.shown}@{step}"
         )
         self._incidents += 1
         if self._incidents > _MOST_INCIDENTS:
@@ -172,7 +172,7 @@ class Recorder:
         if self._plan.config.guard.policy != "stop" or not spikes:
             return
         self._run.saver.join()
-        path, saved = self._run.run_dir.path, [s for s in saved_steps(self._run.run_dir.checkpoints) if s <= spikes[0]]
+        path, saved = self._run.run_dir.shown, [s for s in saved_steps(self._run.run_dir.checkpoints) if s <= spikes[0]]
         goes_on = f"{path}@{saved[-1]}" if saved else f"{path}"
         raise DivergedError(
             f"step {spikes[0]} leapt out, and guard.policy is stop. Look at it with trainwell "

@@ -201,8 +201,8 @@ class Saver:
         difference = data_difference(meta["data"], run.facts) if own_run else ""
         if difference:
             raise DataError(
-                f"the data is not what {run.run_dir.path} was trained on: {difference}. "
-                f"Bring that text back, or branch from it: trainwell train {run.run_dir.path}@{step} --run NEW"
+                f"the data is not what {run.run_dir.shown} was trained on: {difference}. "
+                f"Bring that text back, or branch from it: trainwell train {run.run_dir.shown}@{step} --run NEW"
             )
         missing, unknown = self.kept.keys() - state["kept"].keys(), state["kept"].keys() - self.kept.keys()
         if missing and own_run:

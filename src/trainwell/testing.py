@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
     "checkpoint": {"every": 4},
     "log": {"plots": False},
 }
-"""The keys of `tiny_run`: 12 steps of 4 x 16 tokens, 7,680 weights, a checkpoint every 4 steps; nothing is looked at."""
+"""The keys of `tiny_run`: 12 steps of 4 x 16 tokens, 7,680 weights, a checkpoint every 4 steps, nothing drawn."""
 
 _WORDS = ("the", "tide", "turns", "and", "every", "boat", "knows")
 

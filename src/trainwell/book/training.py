@@ -19,6 +19,7 @@ from trainwell.data.batches import Batch, BatchSource, MicroBatch
 from trainwell.errors import ConfigError
 from trainwell.fit import deterministic
 from trainwell.optim.dialects import book as book_schedule
+from trainwell.runs.rundir import local_folder
 from trainwell.trainer import Trainer
 
 MAX_GRAD_NORM = 1.0
@@ -92,7 +93,7 @@ def train_model(
         "schedule": {"warmup": warmup_steps, "initial_lr": initial_lr, "min_lr": min_lr},
         "optim": {"lr": peak, "max_grad_norm": MAX_GRAD_NORM, "clip_from": trainer.clip_from},
     }
-    recording = nullcontext(Record(trainer)) if run is None else open_folder(Path(run), trainer, settings, keys)
+    recording = nullcontext(Record(trainer)) if run is None else open_folder(local_folder(run), trainer, settings, keys)
     with deterministic(settings.device.type == "cpu"), recording as record:
         _train(record, settings, "Iter")
     return record.train_losses, record.val_losses, record.track_tokens_seen, record.track_lrs

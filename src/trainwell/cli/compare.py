@@ -96,7 +96,7 @@ def _kind(name: str) -> str:
     if forced:
         bare, near = name.removeprefix(_FORCED), checks.did_you_mean(name.removeprefix(_FORCED), dialects.DIALECTS)
         raise ConfigError(f"there is no dialect {bare!r}; dialects are {', '.join(dialects.DIALECTS)}{near}")
-    if is_run(Path(name)):
+    if is_run(Path(path)):
         return "run"
     if "/" in name or "\\" in name or Path(name).suffix.lower() in FORMATS:
         return "file"
@@ -113,7 +113,7 @@ def _kind(name: str) -> str:
 
 def _run(name: str, notes: list[str]) -> Side:
     """A run, with its rows behind those of the run it branches from."""
-    run = load_run(Path(name))
+    run = load_run(Path(parse_target(name).path))
     rows = joined(run)
     notes.extend([rows.missing] if rows.missing else [])
     return Side(name, "run", run.planned(), rows)

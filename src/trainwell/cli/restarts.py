@@ -18,7 +18,7 @@ def keep_running(arguments: Sequence[str], run: RunDir, restarts: int) -> int:
             "--restarts: this process is supervised already. A script that is to be started again must leave the "
             "command line to trainwell.cli.main(): call it without tokens"
         )
-    return supervise([*_program(), "train", *arguments, "--run", str(run.path)], run, restarts=restarts, say=_say)
+    return supervise([*_program(), "train", *arguments, "--run", run.shown], run, restarts=restarts, say=_say)
 
 
 def written(

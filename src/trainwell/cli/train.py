@@ -134,7 +134,7 @@ def _checked_data(start: Start, *, download: bool) -> Store:
     """The data, prepared and counted; every mistake that needs counting is found here, before torch is imported."""
     if "data" in start.config.custom:
         raise ConfigError(
-            f"{start.run_dir.path} was trained on data given in Python ({start.config.custom['data']}); continue it "
+            f"{start.run_dir.shown} was trained on data given in Python ({start.config.custom['data']}); continue it "
             "with the script that has it: trainwell.cli.main(...), build(...), or the same train_model(..., run=...)"
         )
     problems = checks.training_problems(start.config)
@@ -182,7 +182,7 @@ def _print_summary(start: Start, store: Store | None) -> None:
     labels = None if examples is None else len(examples.labels) or None
     parameters = count_parameters(start.config.model, plan.vocab_size, plan.seq_len, num_labels=labels)
     notes = () if examples is None else examples.notes
-    lines = [*summary(plan, parameters.total), *notes, f"folder: {start.run_dir.path} (nothing was written)"]
+    lines = [*summary(plan, parameters.total), *notes, f"folder: {start.run_dir.shown} (nothing was written)"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -202,7 +202,7 @@ def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping
             raise
         raise OutOfMemoryError(advice(start.config, _plan_of(start, store, run), error)) from error
     if run.stopped and run.trainer.step < run.num_steps:
-        path = run.run_dir.path
+        path = run.run_dir.shown
         raise StoppedError(
             f"stopped at step {run.trainer.step:,} of {run.num_steps:,} and saved; continue: trainwell train {path}"
         )
@@ -220,7 +220,7 @@ def _plan_of(start: Start, store: Store | None, run: "Run | None") -> Plan | Non
 
 
 def _what_next(run: "Run") -> str:
-    path = run.run_dir.path
+    path = run.run_dir.shown
     prompt = run.config.sample.prompt.strip() or "The"
     first = {
         "pretrain": f"--prompt {prompt!r}    more text from it",

@@ -148,14 +148,14 @@ def find_step(run: RunDir, step: Step) -> int:
     """The step that `@1200`, `@last` or `@best` (lowest validation loss) names among a run's checkpoints."""
     saved = saved_steps(run.checkpoints)
     if not saved:
-        raise StorageError(f"{run.path} has no checkpoint yet; train it first")
+        raise StorageError(f"{run.shown} has no checkpoint yet; train it first")
     if step == "last":
         return saved[-1]
     if step == "best":
         best = best_evaluation(run)
         return saved[-1] if best is None else best[1]
     if step not in saved:
-        raise ConfigError(f"{run.path} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")
+        raise ConfigError(f"{run.shown} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")
     return step
 
 
@@ -196,7 +196,7 @@ def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path |
     branch = None if run is None or not is_run(run) else RunDir(run)
     number = find_step(source, step) if branch is None else _branched_at(branch, source, step)
     if run is None:
-        raise ConfigError(f"{source.path}@{number}: a branch needs a folder of its own; name it with --run NEW")
+        raise ConfigError(f"{source.shown}@{number}: a branch needs a folder of its own; name it with --run NEW")
     recorded = load.load_recorded(source.config_yaml)
     skipped = {} if skip is None else {"data.skip": with_skip(recorded.data.skip, number, skip)}
     config = load.load_recorded(source.config_yaml, flags={"name": run.name, **flags, **skipped})
@@ -207,7 +207,7 @@ def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path |
     _refuse_foreign(RunDir(run))
     if config.duration.unit == "steps" and config.duration.amount <= number:
         raise ConfigError(
-            f"duration: {config.duration} ends where the branch from {source.path}@{number} begins, or before; give "
+            f"duration: {config.duration} ends where the branch from {source.shown}@{number} begins, or before; give "
             f"more, such as --duration {2 * number or 1}"
         )
     return Start(config, RunDir(run), (source, number))
@@ -221,15 +221,15 @@ def _branched_at(branch: RunDir, source: RunDir, step: Step) -> int:
     parent = parent_of(branch)
     if parent is None and branch.env_json.exists():
         raise ConfigError(
-            f"--run {branch.path}: it holds a run that is no branch of {source.path}; name a new folder, or continue "
-            f"it: trainwell train {branch.path}"
+            f"--run {branch.shown}: it holds a run that is no branch of {source.shown}; name a new folder, or continue "
+            f"it: trainwell train {branch.shown}"
         )
     if parent is None:
         return find_step(source, step)
     if parent[0].path.resolve() != source.path.resolve() or (isinstance(step, int) and step != parent[1]):
         raise ConfigError(
-            f"--run {branch.path}: it branches from {parent[0].path}@{parent[1]}, and {source.path}@{step} was asked "
-            f"for; name a new folder, or continue it: trainwell train {branch.path}"
+            f"--run {branch.shown}: it branches from {parent[0].shown}@{parent[1]}, and {source.shown}@{step} was "
+            f"asked for; name a new folder, or continue it: trainwell train {branch.shown}"
         )
     return parent[1]
 
@@ -250,10 +250,10 @@ def _refuse_another_model(source: RunDir, step: int, recorded: RunConfig, wanted
     ):
         if then != now:
             raise ConfigError(
-                f"{key}: {source.path} was trained with {then or 'null'}, and a branch goes on with its weights and "
+                f"{key}: {source.shown} was trained with {then or 'null'}, and a branch goes on with its weights and "
                 f"its optimizer; to start {now or 'anew'} from its weights alone: "
                 f"trainwell train {wanted.task if wanted.task != 'pretrain' else 'RECIPE'} "
-                f"--init-from {source.path}@{step} --run NEW"
+                f"--init-from {source.shown}@{step} --run NEW"
             )
 
 
@@ -282,7 +282,7 @@ def _continued(run: RunDir, wanted: RunConfig, allow: Collection[str] = (), deci
             else ""
         )
         raise ConfigError(
-            "\n  ".join([f"{run.path} already holds a run with other settings:", *refused])
+            "\n  ".join([f"{run.shown} already holds a run with other settings:", *refused])
             + f"{hint}\n{ways_out(changes, allow, run.path)}"
         )
     config = load.load_recorded(run.config_yaml, flags={change.key: change.now for change in other})

@@ -16,7 +16,7 @@ from trainwell.config.load import load_recorded
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.runs.console import safe, short_count
 from trainwell.runs.incidents import incident_steps, read_incident
-from trainwell.runs.rundir import RunDir, parse_target
+from trainwell.runs.rundir import RunDir, split_target
 
 if TYPE_CHECKING:
     from rich.console import RenderableType  # imported where it draws: a program may only want the parts
@@ -68,7 +68,7 @@ def inspect_checkpoint(run: RunDir, step: int) -> list[Part]:
     steps = candidates(run.checkpoints)
     if step not in steps:
         have = ", ".join(map(str, steps)) or "none"
-        raise ConfigError(f"{run.path} has no checkpoint of step {step}; it has: {have}")
+        raise ConfigError(f"{run.shown} has no checkpoint of step {step}; it has: {have}")
     its = _verify(run, step)
     return [_checkpoint(run, step, its, [] if its.problem is None else _whole(_verified(run)))]
 
@@ -236,7 +236,7 @@ def _first_step(run: RunDir) -> int:
     """The step that a branch begins with; 0 for any other run."""
     try:
         parent = _an_object(run.env_json).get("parent")
-        step = parse_target(parent).step if parent else 0
+        step = split_target(parent).step if parent else 0
     except (OSError, ValueError, ConfigError):
         return 0
     return step if isinstance(step, int) else 0

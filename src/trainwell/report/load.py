@@ -75,7 +75,7 @@ class RunData:
             return f"finished after {self.steps_done} steps"
         if not self.steps_done:
             return "not started"
-        command = f"with: trainwell train {self.dir.path}"
+        command = f"with: trainwell train {self.dir.shown}"
         how = "in the script that has its parts" if self.config.custom else command
         return f"stopped after step {self.steps_done - 1}{of}; continue it {how}"
 
@@ -124,7 +124,7 @@ def joined(run: RunData) -> Joined:
         runs[0] = (runs[0][0], step)
         rows, before, missing = _of_parent(source, seen)
         if missing:
-            missing = f"{runs[0][0]} begins at step {step:,} of {source.path}, {missing}: its curve begins there too"
+            missing = f"{runs[0][0]} begins at step {step:,} of {source.shown}, {missing}: its curve begins there too"
             break
         train = (*(row for row in rows.train if row["step"] < step), *train)
         own = {row["step"] for row in val}
