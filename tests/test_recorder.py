@@ -73,6 +73,18 @@ def test_the_clipped_share_is_that_since_it_was_last_given(build_tiny: Build, ad
     assert [row["step"] for row in rows(run) if "train/clipped_share" in row] == [0, 4, 8]
 
 
+def test_the_clipped_share_after_a_resume_is_that_of_a_run_that_never_stopped(
+    build_tiny: Build, advance: Advance
+) -> None:
+    clipping: dict[str, Any] = {"log": {"every": 5}, "optim": {"max_grad_norm": 1e-3, "clip_from": 3}, "checkpoint": {"every": 3}}
+    straight = fit(build_tiny(run_dir="runs/straight", **clipping))
+    advance(build_tiny(run_dir="runs/a", **clipping), 4)
+    resumed = fit(build_tiny(run_dir="runs/a", **clipping))
+    shares = [[row.get("train/clipped_share") for row in rows(run) if "train/lr" in row] for run in (straight, resumed)]
+    assert shares[0] == shares[1]
+    assert any(0 < share < 1 for share in shares[0] if share is not None)
+
+
 def test_lines_that_cannot_be_written_wait_and_come_with_the_next(run: Run, no_longer_than: Limit) -> None:
     run.console = Console(12, 1, screen := StringIO())
     recorder, metrics = Recorder(run), run.run_dir.metrics_jsonl

@@ -1,7 +1,9 @@
 """Saving in the background: what is saved is the state of its step, training waits for a copy, no failure ends it."""
 
 import errno
+import json
 from collections.abc import Callable
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -132,3 +134,18 @@ def test_a_run_that_fails_says_why_and_not_that_it_could_not_be_saved(build_tiny
 
     with faults.at("ckpt.mid_write@4", no_room), pytest.raises(ZeroDivisionError):
         fail_after_a_save()
+
+
+def test_a_start_that_was_killed_before_the_folder_was_a_run_begins_again(build_tiny: Build, own_folders: Path) -> None:
+    folder = own_folders / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "env.json").write_text("")
+    (folder / "tokenizer.json").write_text("{")
+    (folder / ".config.yaml").write_text("optim:")
+    run = fit(build_tiny(run_dir="runs/a"))
+    assert run.finished
+    assert json.loads((folder / "env.json").read_text())["settings"]["micro_batch"] == 2
+    assert json.loads((folder / "tokenizer.json").read_text())
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
+        ".lock", "config.yaml", "env.json", "metrics.jsonl", "tokenizer.json"
+    ]  # fmt: skip

@@ -131,12 +131,15 @@ def test_the_record_is_read_back(tmp_path: Path) -> None:
     assert recorded_settings(run_dir) is None
     settings = decided()
     run_dir.env_json.write_text(json.dumps(environment(settings)))
+    assert recorded_settings(run_dir) is None, "a start that was killed before config.yaml is no record"
+    run_dir.config_yaml.touch()
     assert recorded_settings(run_dir) == asdict(settings)
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[1]"])
 def test_a_record_that_cannot_be_read_is_a_message(tmp_path: Path, text: str) -> None:
     RunDir(tmp_path).env_json.write_text(text)
+    RunDir(tmp_path).config_yaml.touch()
     with pytest.raises(StorageError, match=r"env\.json cannot be read .*; restore it, or start anew with --run OTHER"):
         recorded_settings(RunDir(tmp_path))
 

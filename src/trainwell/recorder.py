@@ -51,6 +51,11 @@ class Recorder:
         """Continue the clock where the file's last line left it."""
         records = self._file.read()
         self._elapsed_s = max((row.get("time", 0.0) for row in (*records.train[-1:], *records.val[-1:])), default=0.0)
+        self._clipped = []
+        for row in reversed(records.train):
+            if "train/clipped_share" in row:
+                break
+            self._clipped.append(bool(row.get("train/clipped")))
         self._mark = time.perf_counter()
 
     def log(self, values: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.planning.changes import data_difference
+from trainwell.runs.rundir import is_run
 from trainwell.settings import environment, versions
 from trainwell.trainer import Trainer
 
@@ -59,10 +60,10 @@ def load_trainer(trainer: Trainer, state: dict[str, Any], source: str, *, own_se
 
 
 def describe(run: "Run") -> None:
-    """Write what a run is: env.json, tokenizer and template once; config.yaml each time."""
+    """Write what a run is: env.json, tokenizer and template once; config.yaml each time, last, for it makes the run."""
     folder = run.run_dir
     try:
-        if not folder.env_json.exists():
+        if not is_run(folder.path):
             parent = None if run.parent is None else f"{run.parent[0].shown}@{run.parent[1]}"
             content = environment(run.settings) | {
                 "data": run.facts,
@@ -75,7 +76,9 @@ def describe(run: "Run") -> None:
                 run.tokenizer.save(folder.path)
             if run.template is not None:
                 write_synced(folder.template_json, json.dumps(run.template.state(), indent=1).encode())
-        write_synced(folder.config_yaml, to_yaml(run.config).encode())  # last: it makes the folder a run
+        unfinished = folder.path / ".config.yaml"
+        write_synced(unfinished, to_yaml(run.config).encode())
+        unfinished.replace(folder.config_yaml)
     except OSError as error:
         raise StorageError(f"{folder.path} cannot be written: {error}; choose another folder with --run") from error
     if folder.remote is not None:

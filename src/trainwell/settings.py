@@ -18,7 +18,7 @@ from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
 from trainwell.planning.memory import MemoryEstimate, Precision, memory
 from trainwell.planning.resolve import Plan
-from trainwell.runs.rundir import RunDir
+from trainwell.runs.rundir import RunDir, is_run
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COMPILE_PAYS_AFTER_STEPS = 500
@@ -99,7 +99,9 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
 
 
 def recorded_settings(run_dir: RunDir) -> dict[str, Any] | None:
-    """The choices an existing run was made with; None for a run that does not exist yet."""
+    """The choices an existing run was made with; None for a run that does not exist yet, or was killed being made."""
+    if not is_run(run_dir.path):
+        return None
     try:
         return json.loads(run_dir.env_json.read_text(encoding="utf-8"))["settings"]  # type: ignore[no-any-return]
     except (FileNotFoundError, NotADirectoryError):

@@ -57,6 +57,8 @@ LLAMA: dict[str, object] = {"model.arch": "llama"}
         ({"data.stride": 64, "task": "instruct"}, "data.stride: 64 is for task pretrain, and task is instruct"),
         ({"data.split": "tail", "task": "classify"}, "data.split: tail is for task pretrain"),
         ({"model.num_heads": 3}, "model.num_heads: 3 does not divide model.width 128; nearest that do: 2 and 4"),
+        ({"model.width": 10**15, "model.num_heads": 3}, "nearest that do: 2 and 4"),
+        ({"model.width": 128, "model.num_heads": 10**15}, "nearest that do: 64 and 128"),
         (
             {"batch_tokens": 1000},
             "batch_tokens: 1000 is not a multiple of data.seq_len 128; the nearest is 896 or 1024",

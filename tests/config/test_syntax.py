@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,3 +78,19 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
         read_config_file(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="is a folder"):
         read_config_file(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{" * 3000, "9" * 5000, "[1, 2", "? [1, 2]\n: 3", "!x y"])
+def test_what_no_reader_can_read_is_an_error_of_the_text(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml(text)
+
+
+def test_a_number_with_two_underscores_in_a_row_is_text() -> None:
+    assert parse_yaml("1__0") == "1__0"
+    assert parse_yaml("1_0.5") == 10.5
+
+
+def test_a_name_that_is_too_long_is_not_a_config_file() -> None:
+    with pytest.raises(ConfigError, match="cannot be read: File name too long"):
+        read_config_file(Path("a" * 3000))

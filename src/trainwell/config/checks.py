@@ -175,6 +175,7 @@ def _model_problems(config: RunConfig) -> list[str]:
 
 def _nearest_divisors(number: int, wanted: int) -> str:
     """The two divisors nearest to `wanted`; of a number that is far too large, the nearest of those close by."""
+    wanted = min(wanted, number)
     close = range(max(2, wanted - _LOOKED_AT), min(number, wanted + _LOOKED_AT))
     divisors = sorted({1, number, *(each for each in close if number % each == 0)})
     near = sorted(sorted(divisors, key=lambda each: abs(each - wanted))[:2])

@@ -126,9 +126,15 @@ def _decided_by(data: object) -> tuple[str, ...]:
 
 
 def _refuse_foreign(directory: RunDir) -> None:
-    """Raise ConfigError for a folder that holds something else: a run's files would mix with it."""
+    """Raise ConfigError for a folder that holds something else: a run's files would mix with it.
+
+    What a start leaves that was killed before it wrote config.yaml is nothing else, and is written anew.
+    """
     path = directory.path
-    if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+    begun = {directory.env_json.name, directory.template_json.name, "tokenizer.json"}
+    if path.exists() and (
+        not path.is_dir() or any(entry.name not in begun and not entry.name.startswith(".") for entry in path.iterdir())
+    ):
         raise ConfigError(f"--run {path}: it exists and holds no run; name a new or empty folder, or one of a run")
 
 
