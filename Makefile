@@ -13,7 +13,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow" --numprocesses 2
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --numprocesses 2
 
 check: $(READY)
 	$(BIN)/ruff format --check .

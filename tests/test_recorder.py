@@ -76,7 +76,8 @@ def test_the_clipped_share_is_that_since_it_was_last_given(build_tiny: Build, ad
 def test_the_clipped_share_after_a_resume_is_that_of_a_run_that_never_stopped(
     build_tiny: Build, advance: Advance
 ) -> None:
-    clipping: dict[str, Any] = {"log": {"every": 5}, "optim": {"max_grad_norm": 1e-3, "clip_from": 3}, "checkpoint": {"every": 3}}
+    clipping: dict[str, Any] = {"log": {"every": 5}, "optim": {"max_grad_norm": 1e-3, "clip_from": 3}}
+    clipping["checkpoint"] = {"every": 3}
     straight = fit(build_tiny(run_dir="runs/straight", **clipping))
     advance(build_tiny(run_dir="runs/a", **clipping), 4)
     resumed = fit(build_tiny(run_dir="runs/a", **clipping))

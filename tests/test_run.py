@@ -130,6 +130,21 @@ def test_kept_state_is_saved_and_restored_with_the_run(build_tiny: Build) -> Non
         assert again.trainer.step == 8
 
 
+def test_a_save_in_the_body_of_the_loop_leaves_no_hole_in_the_metrics(build_tiny: Build) -> None:
+    run = build_tiny(run_dir="runs/a", checkpoint={"every": None})
+    with run:
+        for result in steps(run):
+            run.log(mine=result.step)
+            if result.step == 5:
+                run.save()
+            if result.step == 7:
+                break
+    again = fit(build_tiny(run_dir="runs/a", checkpoint={"every": None}))
+    rows = MetricsFile(again.run_dir.metrics_jsonl).read().train
+    assert [row["step"] for row in rows] == list(range(12))
+    assert [row.get("mine") for row in rows[:7]] == [0, 1, 2, 3, 4, 5, None]
+
+
 def test_keeping_comes_before_the_first_step(build_tiny: Build) -> None:
     run = build_tiny(run_dir="runs/a")
     with run:

@@ -23,11 +23,8 @@ def steps(run: Run) -> Iterator[StepResult]:
     run.restore()
     with deterministic(run.settings.deterministic):
         run.rehearse()
-        until = run.num_steps
-        if run.stopped:  # before a step was taken
-            run.save()
-            until = run.trainer.step
-        for result in run.trainer.steps(until=until):
+        for result in run.trainer.steps(until=run.trainer.step if run.stopped else run.num_steps):
+            run.metrics.expect(result)
             yield result
             run.metrics.add(result)
             due = run.due(result.step)
@@ -35,8 +32,9 @@ def steps(run: Run) -> Iterator[StepResult]:
                 run.save()  # before evaluating: an evaluation that fails must not lose the run
             run.observe(due)
             if run.stopped:
-                run.save()
                 break
+        if run.stopped:
+            run.save()
     conclude(run)
 
 

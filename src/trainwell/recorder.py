@@ -43,6 +43,8 @@ class Recorder:
         self.unwritten: StorageError | None = None
         """Why lines are waiting that should be in the file; None when none are."""
         self._clipped: list[bool] = []
+        self._expected: StepResult | None = None
+        self._added: StepResult | None = None
         self._incidents = 0
         self._elapsed_s = 0.0
         self._mark = time.perf_counter()
@@ -67,8 +69,20 @@ class Recorder:
                 raise ConfigError(f"log({name}=...): a tensor of {value.numel()} elements; log single numbers")
         self._logged |= values
 
+    def expect(self, result: StepResult) -> None:
+        """Know a step's result before the body of the loop sees it, so that a save in the body can record it first."""
+        self._expected = result
+
+    def add_expected(self) -> None:
+        """Take the result of the step whose body is running; outside of one do nothing."""
+        if self._expected is not None:
+            self.add(self._expected)
+
     def add(self, result: StepResult) -> None:
-        """Take a step's result; it is read, written and printed when due."""
+        """Take a step's result, once; it is read, written and printed when due."""
+        if result is self._added:
+            return
+        self._added, self._expected = result, None
         now = time.perf_counter()
         step_s, self._mark = now - self._mark, now
         self._elapsed_s += step_s

@@ -324,6 +324,7 @@ class Run:
         """Save the current state, verified, unless it is saved already; a failure is reported and ends nothing."""
         if self.saver.step == self.trainer.step:
             return
+        self.metrics.add_expected()
         self.metrics.flush()
         self.metrics.sync()
         self.saver.save({self._best[1]} if self._best is not None else set())

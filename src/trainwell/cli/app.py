@@ -1,5 +1,6 @@
 """The command `trainwell`: its verbs, and the one place where an error becomes a message and an exit code."""
 
+import errno
 import os
 import sys
 import threading
@@ -79,6 +80,8 @@ def run(tokens: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 75)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{str(error.filename)[:40]}... is longer than a name of a file may be; give a shorter one", 2)
         if os.environ.get("TRAINWELL_TRACEBACK"):
             raise
         return _fail(

@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from trainwell.checkpoint.layout import saved_steps
+from trainwell.checkpoint.layout import candidates, saved_steps
 from trainwell.config import checks, load
 from trainwell.config.tree import DataConfig, RunConfig
 from trainwell.config.values import parse_skips
@@ -154,7 +154,12 @@ def find_step(run: RunDir, step: Step) -> int:
     """The step that `@1200`, `@last` or `@best` (lowest validation loss) names among a run's checkpoints."""
     saved = saved_steps(run.checkpoints)
     if not saved:
-        raise StorageError(f"{run.shown} has no checkpoint yet; train it first")
+        damaged = candidates(run.checkpoints)
+        raise StorageError(
+            f"{run.shown} has no whole checkpoint: no manifest in step-{damaged[-1]}; see trainwell check {run.shown}"
+            if damaged
+            else f"{run.shown} has no checkpoint yet; train it first"
+        )
     if step == "last":
         return saved[-1]
     if step == "best":
