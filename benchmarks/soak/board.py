@@ -47,14 +47,14 @@ PARTS = {
         "must then equal those of a run that nobody killed. The children are forks of a process that has imported "
         "torch and done nothing with it, which makes thousands of starts affordable; some are processes of their own. "
         "Plots, which take longer than the run, are off.",
-        {"count": 4, "five": 1, "real": 1, "every": 5, "ways": (True,)},
+        {"count": 2, "five": 1, "real": 0, "every": 12, "ways": (True,)},
     ),
     "damage": Part(
         "benchmarks.soak.damage",
         "Damage",
         "Checkpoints of such a run are damaged. Verifying and loading must refuse; a run that is started again must "
         "pass the damaged one over with a reason and end equal to the bit, or refuse where nothing whole is left.",
-        {"count": 40, "cut": 20, "runs": 1, "every": 100},
+        {"count": 30, "cut": 15, "runs": 1, "every": 300},
     ),
     "full_disk": Part(
         "benchmarks.soak.full_disk",
@@ -68,7 +68,7 @@ PARTS = {
         "A signal at a random moment after the run has its folder: small runs, with SIGTERM, SIGINT and SIGUSR1 in "
         "turn, which then go on to the end and are compared; and the demo recipe, with SIGTERM, as a process of its "
         "own.",
-        {"count": 3, "real": 1},
+        {"count": 2, "real": 1},
     ),
     "fuzz": Part(
         "benchmarks.fuzz",
