@@ -1,6 +1,7 @@
 """What is measured of a step, against what anyone would compute; and that measuring changes nothing."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -306,3 +307,30 @@ def test_a_compiled_model_is_not_compiled_for_a_single_row(gpt2_of: Make) -> Non
     measure(trainer, result, reason="")
     trainer.take_step()
     assert len(compiled) == known
+
+
+class OnePlace:
+    """Rows of a file with one place in it: whoever reads moves it for all."""
+
+    def __init__(self) -> None:
+        self.place = 0
+        self.mixed = 0
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
+        self.place = index
+        time.sleep(0.002)
+        self.mixed += self.place != index
+        return [self.place % 19] * 12, [self.place % 7] * 12
+
+
+def test_nobody_reads_the_data_while_the_next_batch_is_prepared(gpt2_of: Make) -> None:
+    examples = OnePlace()
+    batches = Prefetch(Batches(examples, Sixes(), micro_batch=2, seed=1, device=CPU))
+    trainer = trainer_of(gpt2_of(), batches=batches)
+    for _ in range(3):
+        measure(trainer, trainer.take_step(), reason="looked at")
+    batches.close()
+    assert examples.mixed == 0

@@ -247,4 +247,4 @@ def test_incidents_of_steps_that_are_taken_anew_are_kept_apart(build_tiny: Build
         fit(run)
     fit(build_tiny(run_dir="runs/a", loss=Leaping(-1), guard={"policy": "stop"}))
     assert read_incident(run.run_dir, 9) is None
-    assert (run.run_dir.attempts / "incident-9.json").is_file()
+    assert (run.run_dir.attempts / "incident-9-1.json").is_file()

@@ -11,7 +11,9 @@ import pytest
 
 from trainwell import faults
 from trainwell.checkpoint.layout import saved_steps
+from trainwell.checkpoint.store import CheckpointStore
 from trainwell.errors import StorageError
+from trainwell.evaluate import Evaluation
 from trainwell.fit import fit, steps
 from trainwell.run import Run
 
@@ -149,3 +151,53 @@ def test_a_start_that_was_killed_before_the_folder_was_a_run_begins_again(build_
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
         ".lock", "config.yaml", "env.json", "metrics.jsonl", "tokenizer.json"
     ]  # fmt: skip
+
+
+def test_the_best_that_could_not_be_saved_does_not_cost_the_best_that_was(build_tiny: Build) -> None:
+    run = build_tiny(run_dir="runs/a", checkpoint={"keep": 2, "every": None})
+    losses = {4: 1.0, 6: 0.5, 8: 2.0, 10: 2.0, 12: 2.0}
+    with run, faults.at("ckpt.before_manifest@6", no_room):
+        run.restore()
+        for step, loss in losses.items():
+            run.trainer.step = step
+            run.save()
+            run.record(Evaluation(loss, 10))
+        run.finish()
+    assert saved_steps(run.run_dir.checkpoints) == [4, 10, 12]
+
+
+def test_room_is_asked_for_those_that_are_kept_for_good_too(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2, keep_every=5)
+    assert store.to_come(0, 100) == 3 + 20
+    for step in (5, 10, 12):
+        store.save(step, {"step": step}, {})
+    assert store.to_come(12, 100) == 2 + 18
+    assert CheckpointStore(tmp_path, keep=2).to_come(12, 100) == 1
+
+
+def test_a_restored_state_does_not_hang_on_its_file(build_tiny: Build, advance: Callable[[Run, int], None]) -> None:
+    advance(build_tiny(run_dir="runs/a"), 5)
+    run = build_tiny(run_dir="runs/a")
+    with run:
+        run.restore()
+        assert "tensors.safetensors" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_state_saved_by_another_torch_goes_on_and_says_so(
+    build_tiny: Build, advance: Callable[[Run, int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = build_tiny(run_dir="runs/a")
+    advance(run, 5)
+    state, meta = run.store.load(4)
+    run.store.save(4, state, meta | {"versions": meta["versions"] | {"torch": "2.11.0"}})
+    fit(build_tiny(run_dir="runs/a"))
+    assert "saved by other versions (torch: 2.11.0 then, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_run_goes_on_with_the_settings_it_has_now(
+    build_tiny: Build, advance: Callable[[Run, int], None], name: str
+) -> None:
+    advance(build_tiny(run_dir="runs/a", optim={"name": name}), 5)
+    run = fit(build_tiny(run_dir="runs/a", optim={"name": name}, kernels="reference"))
+    assert {group["fused"] for group in run.trainer.optimizer.param_groups if "fused" in group} == {False}

@@ -146,7 +146,7 @@ def at_fault_points(
     trials = []
     for point in points:
         everywhere = ",".join(f"{point}@{step}" for step in range(_FIRST_FAULTY_STEP, _RESUMED["duration"] + 1))
-        faulty = ["after_update@22", everywhere] if point.startswith("resume.") else [everywhere]
+        faulty = ["log.after_line@22", everywhere] if point.startswith("resume.") else [everywhere]
         trial = killed(launcher, folder, keys, [partial(replace, fault=fault) for fault in faulty], expected)
         if trial is None:
             trial = Trial(keys, ["it was never reached"])

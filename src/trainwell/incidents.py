@@ -130,6 +130,8 @@ def _sample_losses(
 
     Each example is read anew by its number and goes through the loss alone, a batch of one row.
     """
+    if isinstance(trainer.batches, Prefetch):
+        trainer.batches.idle()  # a data set may be a file with one place in it
     source = numbered(trainer.batches)
     if source is None:
         return (), ("losses of single examples are not known: this data cannot be read a second time",)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainwell.checkpoint.layout import saved_steps, write_synced
+from trainwell.checkpoint.layout import write_synced
 from trainwell.checkpoint.store import why
 from trainwell.data.batches import MicroBatch
 from trainwell.errors import StorageError
@@ -26,7 +26,7 @@ _BACKWARD_AND_UPDATE = 3.2
 
 
 def rehearse(run: "Run") -> None:
-    """Save, as far as room and right go; draw a token, evaluate a batch.
+    """Take the memory to save from; see that there is room and right to save; draw a token, evaluate a batch.
 
     Raises StorageError for a folder that cannot be written or cannot take what the run will save.
     """
@@ -41,8 +41,7 @@ def rehearse(run: "Run") -> None:
 def _save(run: "Run") -> None:
     """Write a file, then one as large as a checkpoint; see that there is room for as many as are kept, and one more."""
     folder, size = run.run_dir.path, run.saver.estimate()
-    keep = run.saver.store.keep + run.config.checkpoint.best
-    more = max(1, keep + 1 - len(saved_steps(run.run_dir.checkpoints)))
+    more = run.saver.store.to_come(run.trainer.step, run.num_steps) + run.config.checkpoint.best
     trial = folder / ".rehearsal"
     try:
         write_synced(trial, bytes(4096))

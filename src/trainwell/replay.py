@@ -3,7 +3,6 @@
 Reads the run's folder and writes nothing into it. Knows how a run is put together and what it recorded.
 """
 
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from trainwell.fit import deterministic
 from trainwell.given import PARTS, Data, Given, data_from, refuse_missing_parts, template_in
 from trainwell.models import load_weights
 from trainwell.planning.changes import data_difference
-from trainwell.planning.target import Start, find_step, own_copies
+from trainwell.planning.target import Start, environment_of, find_step, own_copies, parent_of
 from trainwell.report.incident import commands, show_incident
 from trainwell.run import Run
 from trainwell.runs.console import safe
@@ -113,12 +112,10 @@ def _open(run_dir: RunDir, given: Given, flags: Mapping[str, Any]) -> Run:
 
 
 def _refuse_other_data(run_dir: RunDir, data: Data) -> None:
-    then = _environment(run_dir).get("data")
-    if then is not None and then != data.facts:
-        raise DataError(
-            f"the data is not what {run_dir.path} was trained on: {data_difference(then, data.facts)}. "
-            "Bring that text back"
-        )
+    then = environment_of(run_dir).get("data")
+    difference = "" if then is None else data_difference(then, data.facts)
+    if difference:
+        raise DataError(f"the data is not what {run_dir.shown} was trained on: {difference}. Bring that text back")
 
 
 def _refuse_steps_past_the_end(run: Run, step: int, steps: int) -> None:
@@ -128,16 +125,6 @@ def _refuse_steps_past_the_end(run: Run, step: int, steps: int) -> None:
             f"--steps {steps}: {run.run_dir.path} has {run.num_steps:,} steps, the last is @{run.num_steps - 1}, "
             f"so from @{step} there are {left}"
         )
-
-
-def _environment(run_dir: RunDir) -> dict[str, Any]:
-    try:
-        content = json.loads(run_dir.env_json.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{run_dir.env_json} cannot be read ({error}); restore it from a copy") from error
-    return content if isinstance(content, dict) else {}
 
 
 @dataclass
@@ -151,7 +138,7 @@ class _Replay:
 
     def __post_init__(self) -> None:
         self.path = self.run.run_dir.path
-        self.env = _environment(self.run.run_dir)
+        self.env = environment_of(self.run.run_dir)
         self.rows: dict[int, Row] = {
             row["step"]: row for row in MetricsFile(self.run.run_dir.metrics_jsonl).read().train
         }
@@ -186,9 +173,9 @@ class _Replay:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        parent = self.env.get("parent")
-        if parent:
-            self._begin_at_parent(parent)
+        parent = parent_of(self.run.run_dir)
+        if parent is not None:
+            self._begin_at_parent(*parent)
             return
         if self.run.config.init_from is not None:
             load_weights(self.run.model, self.run.config.init_from, labels=self.run.labels)
@@ -198,16 +185,16 @@ class _Replay:
             f"no checkpoint at or before step {self.step:,}: from the initial weights, which are a function of the seed"
         )
 
-    def _begin_at_parent(self, parent: str) -> None:
-        name, state = parse_target(parent)
-        if not isinstance(state, int) or self.step < state:
+    def _begin_at_parent(self, parent: RunDir, state: int) -> None:
+        name = f"{parent.shown}@{state}"
+        if self.step < state:
             raise ConfigError(
-                f"{self.path}@{self.step}: the run branches from {parent}, and the steps before it are that run's: "
-                f"trainwell train {name}@{self.step} --steps 1"
+                f"{self.path}@{self.step}: the run branches from {name}, and the steps before it are that run's: "
+                f"trainwell train {parent.shown}@{self.step} --steps 1"
             )
-        content, _ = CheckpointStore(RunDir(Path(name)).checkpoints).load(state)
-        load_trainer(self.run.trainer, content["trainer"], parent, own_settings=True)
-        self.show(f"from {parent}, which it branches from")
+        content, _ = CheckpointStore(parent.checkpoints).load(state)
+        load_trainer(self.run.trainer, content["trainer"], name, own_settings=True)
+        self.show(f"from {name}, which it branches from")
 
     def _go_on(self) -> None:
         """Take the steps before the one that is asked for, without a line for each."""

@@ -110,6 +110,7 @@ class Run:
         self.metrics = Recorder(self)
         self.stopped = False
         self._closed = False
+        self._abandoned = False
         self._resources = ExitStack()
         self._restored = False
         self._given_up = False
@@ -171,7 +172,7 @@ class Run:
             raise ConfigError(f"the run in {self.run_dir.path} is closed; build it again to continue it")
         if self._restored:
             return
-        self._resources.enter_context(self.run_dir.lock(say=self.console.message))
+        self.saver.ownership = self._resources.enter_context(self.run_dir.lock(say=self.console.message))
         self._restored = True
         if self.saver.remote is not None:
             self.saver.remote.pull()
@@ -193,8 +194,12 @@ class Run:
         self._samples_file.rewind(self.trainer.step, self.run_dir.attempts)
         rewind_incidents(self.run_dir, self.trainer.step)
         describe(self)
-        self._best = best_evaluation(self.run_dir)
+        self.find_best()
         self.metrics.begin()
+
+    def find_best(self) -> None:
+        """Look which of the saved states is the best, where that one is kept."""
+        self._best = best_evaluation(self.run_dir) if self.config.checkpoint.best else None
 
     def rehearse(self) -> None:
         """Do once what will be needed later; a fresh run then evaluates fully, at step 0.
@@ -326,7 +331,6 @@ class Run:
             return
         self.metrics.add_expected()
         self.metrics.flush()
-        self.metrics.sync()
         self.saver.save({self._best[1]} if self._best is not None else set())
         self.metrics.pause()
 
@@ -353,14 +357,23 @@ class Run:
             return
         self._closed = True
         with self._resources:
-            self.metrics.flush(check=False)
-            self.console.close()
-            if isinstance(self.batches, Prefetch):
-                self.batches.close()
-            self.saver.close()
+            try:
+                self.metrics.flush(check=False)
+            finally:
+                self.console.close()
+                if isinstance(self.batches, Prefetch):
+                    self.batches.close(wait_for_it=not self._abandoned)
+                self.saver.close()
+            if failed:
+                return
             problem = self.saver.failed or self.metrics.unwritten or (self._restored and self.saver.push()) or None
-            if problem is not None and not failed:
+            if problem is not None:
                 raise problem
+
+    def abandon(self) -> None:
+        """Wait for no thread from now on: the process is about to end, and what is written stays."""
+        self._abandoned = True
+        self.saver.abandon()
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.planning.changes import data_difference
+from trainwell.runs.owner import Ownership
 from trainwell.runs.rundir import is_run
 from trainwell.settings import environment, versions
 from trainwell.trainer import Trainer
@@ -46,7 +47,8 @@ def load_trainer(trainer: Trainer, state: dict[str, Any], source: str, *, own_se
 
     A checkpoint carries the optimizer's settings with its state; `own_settings` keeps those of this trainer.
     """
-    own = [{key: value for key, value in group.items() if key != "params"} for group in trainer.optimizer.param_groups]
+    if own_settings:
+        state = state | {"optimizer": _with_settings(state["optimizer"], trainer.optimizer.state_dict())}
     try:
         trainer.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -54,9 +56,19 @@ def load_trainer(trainer: Trainer, state: dict[str, Any], source: str, *, own_se
             f"the weights or the optimizer's state in {source} do not fit this run; give both the same model and "
             f"optim.name, tokenizer and data.seq_len. {str(error).splitlines()[-1].strip()}"
         ) from error
-    if own_settings:
-        for group, settings in zip(trainer.optimizer.param_groups, own, strict=True):
-            group.update(settings)
+
+
+def _with_settings(state: Any, own: Any) -> Any:
+    """An optimizer's state with the settings of `own`, before it is loaded: `fused` decides where its counters lie."""
+    if not isinstance(state, dict) or not isinstance(own, dict):
+        return state
+    if "param_groups" not in own:  # several optimizers as one
+        return {name: _with_settings(part, own.get(name)) for name, part in state.items()}
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in own["param_groups"]]
+    groups = state.get("param_groups", [])
+    if len(groups) != len(settings):
+        return state  # does not fit, and loading it says so
+    return state | {"param_groups": [group | kept for group, kept in zip(groups, settings, strict=True)]}
 
 
 def describe(run: "Run") -> None:
@@ -97,6 +109,8 @@ class Saver:
         """The newest state that is on disk, or on its way there."""
         self._asynchronous = how.asynchronous
         self.remote = run.run_dir.remote
+        self.ownership: Ownership | None = None
+        """Of a run behind a URL: says whether others can see that it lives."""
         self._staging = Staging(0)
         self._pool: ThreadPoolExecutor | None = None
         self._writing: tuple[int, Future[None]] | None = None
@@ -135,6 +149,8 @@ class Saver:
         if step == self.step:
             return
         self.join()
+        if self.ownership is not None and self.ownership.trouble:
+            run.console.message(f"others cannot see that this run lives: {self.ownership.trouble}")
         plain, tensors = pack(self.state())
         meta = {
             "data": run.facts,
@@ -155,7 +171,12 @@ class Saver:
     def _write(
         self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any], protected: Collection[int]
     ) -> None:
-        self.store.write(step, plain, tensors, meta, protected)
+        self._run.metrics.sync()  # no checkpoint may be ahead of its metrics after a power cut
+        self.store.write(step, plain, tensors, meta)
+        try:
+            self.store.retain(protected)
+        except StorageError as error:
+            self._run.console.message(f"{error}; step {step:,} is saved, and training goes on")
         self.push()
 
     def push(self) -> StorageError | None:
@@ -180,6 +201,7 @@ class Saver:
             outcome()
         except StorageError as error:
             self._failed, self.step = error, None
+            self._run.find_best()
             self._run.console.message(f"step {step:,} is not saved, training goes on and saves when next due: {error}")
         else:
             self._failed = None
@@ -207,6 +229,9 @@ class Saver:
                 f"the data is not what {run.run_dir.shown} was trained on: {difference}. "
                 f"Bring that text back, or branch from it: trainwell train {run.run_dir.shown}@{step} --run NEW"
             )
+        if own_run and meta["versions"] != versions():
+            changed = data_difference(meta["versions"], versions())
+            run.console.message(f"saved by other versions ({changed}): the next steps are no longer bitwise the same")
         missing, unknown = self.kept.keys() - state["kept"].keys(), state["kept"].keys() - self.kept.keys()
         if missing and own_run:
             raise ConfigError(

@@ -123,12 +123,17 @@ def test_each_stop_signal_is_heard(command: Command, tiny_flags: Flags, one_thre
     assert saved_steps(Path("met/checkpoints"))[-1] == 3
 
 
-def test_a_signal_in_the_last_step_ends_a_finished_run(command: Command, tiny_flags: Flags, one_thread: None) -> None:
+def test_a_signal_in_the_last_step_leaves_the_last_evaluation_to_the_next_start(
+    command: Command, tiny_flags: Flags, one_thread: None
+) -> None:
     with faults.at("after_update@11", lambda: send(signal.SIGTERM)):
         said = command("train", "demo", "--run", "met", *tiny_flags())
-    assert said.code == 0
-    assert "What to try next" in said.out
+    assert said.code == 75
+    assert "stopped at step 12 of 12 and saved; continue: trainwell train met" in said.err
     assert saved_steps(Path("met/checkpoints"))[-1] == 12
+    again = command("train", "met")
+    assert (again.code, "What to try next" in again.out) == (0, True)
+    assert [row["step"] for row in MetricsFile(Path("met/metrics.jsonl")).read().val] == [0, 4, 8, 12]
 
 
 def test_a_signal_while_data_is_fetched_is_heard(command: Command, tiny_flags: Flags, one_thread: None) -> None:

@@ -352,3 +352,11 @@ def test_a_restored_scale_moves_on(before: list[tuple[bool, float]], after: list
     for step in after:
         assert take(one, step) == take(other, step)
     assert other.state_dict() == one.state_dict()
+
+
+def test_five_in_a_row_are_found_though_nobody_looked_until_they_were_over() -> None:
+    guard = Guard(CPU)
+    for broken in [True] * IN_A_ROW + [False, False]:
+        guard.count(torch.tensor(broken), torch.tensor(False))
+    with pytest.raises(DivergedError, match="5 steps in a row"):
+        guard.check(7)

@@ -31,6 +31,7 @@ from trainwell.optim.clip import folds
 from trainwell.planning.resolve import Plan, resolve
 from trainwell.planning.target import find_start
 from trainwell.recorder import Recorder
+from trainwell.rehearsal import rehearse
 from trainwell.run import Run
 from trainwell.runs.console import Console
 from trainwell.runs.rundir import RunDir, is_run
@@ -56,6 +57,7 @@ def open_folder(path: Path, trainer: Trainer, settings: Settings, keys: Mapping[
     try:
         with run:
             run.restore()
+            rehearse(run)
             if not saved_steps(run.run_dir.checkpoints):
                 run.save()  # a training that is interrupted in its first epoch begins again from here, not from there
             yield record

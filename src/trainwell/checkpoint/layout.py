@@ -19,6 +19,8 @@ from trainwell.runs.remote import bring
 FORMAT = 1
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
+LEFT_BEHIND = re.compile(r"step-\d+\.(tmp|replaced|removed)-[0-9a-f]{8}")
+"""What a killed save leaves, what a save took the place of, and what is half removed."""
 _NAME = re.compile(r"step-(\d+)")
 
 

@@ -6,7 +6,6 @@ parent, opened again and compared with memory; only then do older checkpoints go
 
 import errno
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from trainwell import faults
 from trainwell.checkpoint.layout import (
+    LEFT_BEHIND,
     TENSORS,
     Manifest,
     candidates,
@@ -31,8 +31,6 @@ from trainwell.checkpoint.layout import (
 from trainwell.checkpoint.state import apart, describe, pack, same_bits, unpack
 from trainwell.errors import StorageError
 
-_LEFT_BEHIND = re.compile(r"step-\d+\.(tmp|replaced|removed)-[0-9a-f]{8}")
-"""What a killed save leaves, what a save took the place of, and what is half removed."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -51,16 +49,15 @@ class CheckpointStore:
     def save(self, step: int, state: Any, meta: dict[str, Any], protected: Collection[int] = ()) -> Path:
         """Write the checkpoint of state `step`, verify it, remove what retention no longer keeps; return its place."""
         plain, tensors = pack(state)
-        return self.write(step, plain, apart(tensors), meta, protected)
+        final = self.write(step, plain, apart(tensors), meta)
+        self.retain(protected)
+        return final
 
-    def write(
-        self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any], protected: Collection[int] = ()
-    ) -> Path:
-        """Like `save`, of a state that is packed, its tensors on the CPU and each in memory of its own."""
+    def write(self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+        """Write and verify a state that is packed, its tensors on the CPU and each in memory of its own."""
         final = directory_of(self.folder, step)
         try:
             self._commit(final, Manifest(step, plain, describe(tensors), meta), tensors)
-            self._retain(protected)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{final} could not be written: {why(error)}") from error
         return final
@@ -105,8 +102,15 @@ class CheckpointStore:
                 f"{final}: {wrong[0]} reads back differently from what was written; the disk is not to be trusted"
             )
 
-    def _retain(self, protected: Collection[int]) -> None:
-        for left in [entry for entry in self.folder.iterdir() if _LEFT_BEHIND.fullmatch(entry.name)]:
+    def retain(self, protected: Collection[int] = ()) -> None:
+        """Remove what retention no longer keeps, and what killed saves left; StorageError where that fails."""
+        try:
+            self._remove(protected)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: an older checkpoint could not be removed: {error}") from error
+
+    def _remove(self, protected: Collection[int]) -> None:
+        for left in [entry for entry in self.folder.iterdir() if LEFT_BEHIND.fullmatch(entry.name)]:
             shutil.rmtree(left)
         for step in self._outdated(protected):
             outdated = directory_of(self.folder, step)
@@ -128,6 +132,13 @@ class CheckpointStore:
             if good == 2:
                 return [each for each in old if each < step]
         return []
+
+    def to_come(self, step: int, num_steps: int) -> int:
+        """So many more checkpoints will lie here by the end of a run that is at `step`, one in the making included."""
+        saved = saved_steps(self.folder)
+        kept = len(saved) - len(self._milestones(saved))
+        every = self.keep_every
+        return max(1, self.keep + 1 - kept) + (0 if every is None else num_steps // every - step // every)
 
     def _milestones(self, saved: list[int]) -> set[int]:
         if self.keep_every is None:
@@ -156,12 +167,15 @@ class CheckpointStore:
         return None
 
     def load(self, step: int) -> tuple[Any, dict[str, Any]]:
-        """State and meta of a checkpoint, verified; raise StorageError when it is missing or damaged."""
+        """State and meta of a checkpoint, verified; raise StorageError when it is missing or damaged.
+
+        The tensors are copies: the file may go or change while they are in use.
+        """
         self.verify(step)
         directory = directory_of(self.folder, step)
         manifest = read_manifest(directory, verify_files=False)
         try:
-            tensors = load_file(directory / TENSORS)
+            tensors = {name: tensor.clone() for name, tensor in load_file(directory / TENSORS).items()}
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{directory}: {TENSORS} cannot be read ({error}); the checkpoint is damaged") from error
         return unpack(manifest.state, tensors), manifest.meta

@@ -21,8 +21,8 @@ VERBS = {
     "sample": "Text, answers or labels from a run or a step of it.",
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
 }
-_SAVING = "trainwell-save"
-"""The thread of a run that writes checkpoints; it ends with the run, unless a second signal ended that."""
+_THREADS = ("trainwell-save", "trainwell-data")
+"""Threads of a run, which end with it, unless a second signal ended that."""
 _EPILOGUE = (
     "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one "
     "(runs/demo@1200, @best, @last). Exit codes: 0 done, 1 a check that was asked for did not hold, "
@@ -56,10 +56,10 @@ def main(tokens: Sequence[str] | None = None, given: Mapping[str, Any] | None = 
     """Run one command line with the parts given and exit; see `trainwell.cli.main`."""
     with parts.given(given or {}):
         code = run(tokens)
-        if any(thread.name.startswith(_SAVING) for thread in threading.enumerate()):
+        if any(thread.name.startswith(_THREADS) for thread in threading.enumerate()):
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)  # a second signal does not wait for a save that is under way
+            os._exit(code)  # a second signal waits for nothing
         sys.exit(code)
 
 

@@ -72,7 +72,7 @@ class Stopping:
             os._exit(StoppedError.exit_code)
         self._ending = True
         if self._run is not None:
-            self._run.saver.abandon()
+            self._run.abandon()
         raise interrupt
 
 

@@ -20,6 +20,7 @@ from trainwell.cli.out_of_memory import advice, ran_out
 from trainwell.cli.restarts import keep_running, written
 from trainwell.cli.signals import Stopping, stopping_on_signals
 from trainwell.config import checks
+from trainwell.config.load import load_recorded
 from trainwell.data.examples import ExampleStore
 from trainwell.data.tasks import Store, open_data
 from trainwell.errors import CheckError, ConfigError, DataError, OutOfMemoryError, StoppedError
@@ -28,7 +29,7 @@ from trainwell.planning.model_size import count_parameters
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
 from trainwell.planning.target import Start, find_start, own_copies
-from trainwell.runs.rundir import is_run, parse_target
+from trainwell.runs.rundir import RunDir, is_run, parse_target
 
 if TYPE_CHECKING:
     from trainwell.run import Run
@@ -127,7 +128,12 @@ def _replay(target: str, steps: int, parts_and_keys: Mapping[str, Any], others: 
         )
     from trainwell.replay import replay
 
-    replay(target, steps, **parts_and_keys)
+    try:
+        replay(target, steps, **parts_and_keys)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemoryError(advice(load_recorded(RunDir(Path(path)).config_yaml), None, error)) from error
 
 
 def _checked_data(start: Start, *, download: bool) -> Store:
@@ -201,7 +207,7 @@ def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping
         if not ran_out(error):
             raise
         raise OutOfMemoryError(advice(start.config, _plan_of(start, store, run), error)) from error
-    if run.stopped and run.trainer.step < run.num_steps:
+    if run.stopped and not run.finished:
         path = run.run_dir.shown
         raise StoppedError(
             f"stopped at step {run.trainer.step:,} of {run.num_steps:,} and saved; continue: trainwell train {path}"

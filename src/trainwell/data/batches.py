@@ -5,7 +5,7 @@ Ranks take whole micro-batches in turn, so neither their number nor anything els
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -225,12 +225,16 @@ class Batches:
         return Batch(micro_batches, rows.inputs.numel(), self.plan.first_example(step) / len(self.examples))
 
 
+DATA_THREAD = "trainwell-data"
+"""How the thread that prepares batches is named."""
+
+
 class Prefetch:
     """Prepares the next step's batch in a thread while this one trains; `wait_s` is what the trainer had to wait."""
 
     def __init__(self, batches: BatchSource) -> None:
         self.source = batches
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainwell-data")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=DATA_THREAD)
         self._next: tuple[int, Future[Batch]] | None = None
         self.wait_s = 0.0
 
@@ -243,9 +247,14 @@ class Prefetch:
         self.wait_s = time.perf_counter() - begin
         return batch
 
-    def close(self) -> None:
+    def idle(self) -> None:
+        """Wait until the thread reads nothing, so that somebody else may; what it has prepared stays."""
+        if self._next is not None:
+            wait([self._next[1]])
+
+    def close(self, *, wait_for_it: bool = True) -> None:
         """Drop what was prepared and end the thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=wait_for_it, cancel_futures=True)
 
 
 class Stream:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from trainwell.errors import ConfigError, DataError
+from trainwell.runs import mirror
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TEXT_SUFFIXES = {".txt", ".md"}
@@ -94,13 +95,7 @@ def file_name(corpus: str) -> str | None:
 
 def cache_folder(cache: Path | None = None) -> Path:
     """Name the folder of downloads and prepared tokens: `cache`, else TRAINWELL_CACHE_DIR, else the user's own."""
-    if cache is not None:
-        return cache
-    if chosen := os.environ.get("TRAINWELL_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return platformdirs.user_cache_path("trainwell", appauthor=False)
+    return mirror.cache_folder() if cache is None else cache
 
 
 def download(name: str, *, cache: Path | None = None) -> Path:

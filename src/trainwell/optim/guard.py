@@ -74,6 +74,7 @@ class Guard:
             torch.zeros((), dtype=torch.int64, device=device) for _ in range(4)
         )
         self.window = torch.full((2, window), math.inf, device=device)  # losses and norms, oldest first; inf is empty
+        self._longest = torch.zeros_like(self.in_a_row)  # since the last check, which may be many steps ago
         self._filled = torch.zeros(1, dtype=torch.int64, device=device)
         # Constants lie on the device, so that using one is a single small operation; the table is of the lower median,
         # which is one of the values.
@@ -116,13 +117,14 @@ class Guard:
         left_out = self.leaves_out(broken, spike)
         self.skipped = self.skipped + left_out
         self.in_a_row = (self.in_a_row + 1) * broken
+        self._longest = torch.maximum(self._longest, self.in_a_row)
         self.spikes = self.spikes + spike
         self.spikes_in_a_row = (self.spikes_in_a_row + 1) * spike
         return left_out
 
     def check(self, step: int) -> None:
         """Raise DivergedError after IN_A_ROW steps that were not finite; reads the device."""
-        count = int(self.in_a_row)
+        count, self._longest = int(self._longest), torch.zeros_like(self._longest)
         if count >= IN_A_ROW:
             why = "" if not self.reasons else f" ({'; '.join(dict.fromkeys(self.reasons[-count:]))})"
             raise DivergedError(
@@ -147,6 +149,7 @@ class Guard:
         """Restore; a state of counts alone starts an empty window, one of another length keeps its newest values."""
         for name in ("skipped", "in_a_row", "spikes", "spikes_in_a_row"):
             setattr(self, name, torch.full_like(self.skipped, state.get(name, 0)))
+        self._longest = torch.zeros_like(self.in_a_row)
         length = self.window.shape[1]
         newest = state["window"][:, -length:] if "window" in state else self.window[:, :0]
         self.window = pad(newest.to(self.window), (length - newest.shape[1], 0), value=math.inf)

@@ -66,7 +66,7 @@ def find_start(
     if is_branch:
         assert path is not None, "a branch has a source"
         assert step is not None, "and a step of it"
-        start = _branch(RunDir(Path(path)), step, flags or {}, run, skip)
+        start = _branch(RunDir(Path(path)), step, flags or {}, run, skip, allow)
     else:
         start = _own(target, file=file, flags=flags or {}, run=run, source=source, data=data, allow=allow)
     if start.config.data.skip is not None and data is not None and not hasattr(data, "__len__"):
@@ -182,16 +182,16 @@ def parent_of(run: RunDir) -> Parent | None:
 
     The path is tried as it is, then beside the run's own folder, where it is after both were moved.
     """
-    said = _recorded(run).get("parent")
+    said = environment_of(run).get("parent")
     if not isinstance(said, str):
         return None
     name, _, step = said.rpartition("@")
-    beside = run.path.parent / Path(name).name
-    return RunDir(beside if not is_run(Path(name)) and is_run(beside) else Path(name)), int(step)
+    folder, beside = local_folder(name), run.path.parent / Path(name).name
+    return RunDir(beside if not is_run(folder) and is_run(beside) else folder), int(step)
 
 
-def _recorded(run: RunDir) -> dict[str, Any]:
-    """What env.json says; nothing where there is none yet."""
+def environment_of(run: RunDir) -> dict[str, Any]:
+    """What env.json of a run says; nothing where there is none yet, StorageError where it cannot be read."""
     try:
         content = json.loads(run.env_json.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -203,17 +203,25 @@ def _recorded(run: RunDir) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _branch(source: RunDir, step: Step, flags: Mapping[str, object], run: Path | None, skip: int | None) -> Start:
+def _branch(
+    source: RunDir,
+    step: Step,
+    flags: Mapping[str, object],
+    run: Path | None,
+    skip: int | None,
+    allow: Collection[str],
+) -> Start:
     branch = None if run is None or not is_run(run) else RunDir(run)
     number = find_step(source, step) if branch is None else _branched_at(branch, source, step)
     if run is None:
         raise ConfigError(f"{source.shown}@{number}: a branch needs a folder of its own; name it with --run NEW")
     recorded = load.load_recorded(source.config_yaml)
+    basis = source if branch is None else branch  # which may have gone on since, each for itself
     skipped = {} if skip is None else {"data.skip": with_skip(recorded.data.skip, number, skip)}
-    config = load.load_recorded(source.config_yaml, flags={"name": run.name, **flags, **skipped})
+    config = load.load_recorded(basis.config_yaml, flags={"name": run.name, **flags, **skipped})
     _refuse_another_model(source, number, recorded, config)
     if branch is not None:
-        continued = _continued(branch, config)
+        continued = _continued(branch, config, allow=allow)
         return Start(continued.config, branch, continued.parent or (source, number), continued.notes)
     _refuse_foreign(RunDir(run))
     if config.duration.unit == "steps" and config.duration.amount <= number:
@@ -274,7 +282,7 @@ def _continued(run: RunDir, wanted: RunConfig, allow: Collection[str] = (), deci
     old, new = flat(recorded), flat(wanted)
     if wanted.micro_batch != "auto":
         new["micro_batch"] = min(wanted.micro_batch, checks.sequences(recorded))  # at most, it says
-    chosen = _recorded(run).get("settings", {})
+    chosen = environment_of(run).get("settings", {})
     other = [
         Change(key, old[key], new[key])
         for key in new

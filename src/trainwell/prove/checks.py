@@ -138,7 +138,7 @@ def _one(proof: Proof, twins: Twins, command: str) -> Verdict:
     with tempfile.TemporaryDirectory(dir=twins.folder) as folder:
         try:
             outcome = proof.test(twins.within(Path(folder)))
-        except (TrainwellError, RuntimeError) as error:
+        except (TrainwellError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
             outcome = Outcome(False, "", f"a twin ended with {type(error).__name__}: {error}")
     return Verdict(
         name=proof.name,

@@ -4,14 +4,13 @@ Reads every byte that has a checksum, and writes nothing; also while the run tra
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from trainwell.checkpoint.layout import candidates, directory_of, read_manifest
+from trainwell.checkpoint.layout import LEFT_BEHIND, candidates, directory_of, read_manifest
 from trainwell.config.load import load_recorded
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.runs.console import safe, short_count
@@ -21,8 +20,6 @@ from trainwell.runs.rundir import RunDir, split_target
 if TYPE_CHECKING:
     from rich.console import RenderableType  # imported where it draws: a program may only want the parts
 
-_BESIDE = re.compile(r"step-(\d+)\.(tmp|replaced|removed)-[0-9a-f]{8}")
-"""Folders that a save works with, and that one which was killed leaves behind."""
 _STYLES = {"whole": "green", "damaged": "bold red", "note": "yellow"}
 _FAINT = "bright_black"
 _SHOWN_RANGES = 4
@@ -190,7 +187,7 @@ def _beside(run: RunDir, owned: bool) -> Iterator[Part]:
     if not run.checkpoints.is_dir():
         return
     for entry in sorted(run.checkpoints.iterdir()):
-        if _BESIDE.fullmatch(entry.name):
+        if LEFT_BEHIND.fullmatch(entry.name):
             what = "a save under way" if owned else "left by a save that was killed; it counts for nothing"
             advice = "" if owned else "the next save removes it"
             yield Part(f"{run.checkpoints.name}/{entry.name}", "whole" if owned else "note", what, advice)

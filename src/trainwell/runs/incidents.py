@@ -5,17 +5,14 @@ are: a number that is not finite is null, and a second key says which it was; re
 """
 
 import json
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trainwell.errors import StorageError
 from trainwell.runs.rundir import RunDir
+from trainwell.runs.strict_json import from_plain, to_plain
 
-_FLAG = "/nonfinite"
 _NAME = re.compile(r"step-(\d+)\.json")
 
 
@@ -91,7 +88,7 @@ def write_incident(run: RunDir, incident: Incident) -> Path:
     unfinished = path.with_suffix(".tmp")
     try:
         run.incidents.mkdir(exist_ok=True)
-        text = json.dumps(_to_plain(asdict(incident)), indent=1, allow_nan=False)
+        text = json.dumps(to_plain(asdict(incident)), indent=1, allow_nan=False)
         unfinished.write_text(text, encoding="utf-8", newline="\n")
         unfinished.replace(path)
     except OSError as error:
@@ -101,16 +98,20 @@ def write_incident(run: RunDir, incident: Incident) -> Path:
 
 def rewind_incidents(run: RunDir, step: int) -> None:
     """Move the incidents of `step` and later ones to `attempts`: the run takes those steps anew."""
-    for late in [each for each in incident_steps(run) if each >= step]:
-        run.attempts.mkdir(exist_ok=True)
-        incident_file(run, late).replace(run.attempts / f"incident-{late}.json")
+    try:
+        for late in [each for each in incident_steps(run) if each >= step]:
+            run.attempts.mkdir(exist_ok=True)
+            number = 1 + len(list(run.attempts.glob(f"incident-{late}-*.json")))
+            incident_file(run, late).replace(run.attempts / f"incident-{late}-{number}.json")
+    except OSError as error:
+        raise StorageError(f"cannot move old incidents to {run.attempts}: {error.strerror}") from None
 
 
 def read_incident(run: RunDir, step: int) -> Incident | None:
     """The incident of a step; None where there was none, StorageError for a file that cannot be read."""
     path = incident_file(run, step)
     try:
-        facts = _from_plain(json.loads(path.read_text(encoding="utf-8")))
+        facts = from_plain(json.loads(path.read_text(encoding="utf-8")))
         return Incident(
             **facts
             | {
@@ -132,25 +133,3 @@ def incident_steps(run: RunDir) -> list[int]:
         return []
     named = (_NAME.fullmatch(entry.name) for entry in run.incidents.iterdir())
     return sorted(int(match.group(1)) for match in named if match)
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    plain: dict[str, Any] = {}
-    for name, item in value.items():
-        finite = not isinstance(item, float) or math.isfinite(item)
-        plain |= {name: _to_plain(item)} if finite else {name: None, name + _FLAG: str(float(item))}
-    return plain
-
-
-def _from_plain(plain: Any) -> Any:
-    if isinstance(plain, list):
-        return [_from_plain(item) for item in plain]
-    if not isinstance(plain, dict):
-        return plain
-    flags = {name: float(item) for name, item in plain.items() if name.endswith(_FLAG)}
-    values = {name: _from_plain(item) for name, item in plain.items() if name not in flags}
-    return values | {name.removesuffix(_FLAG): item for name, item in flags.items()}

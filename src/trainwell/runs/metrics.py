@@ -6,7 +6,6 @@ says which it was; reading gives the number back.
 
 import errno
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from typing import Any
 
 from trainwell import faults
 from trainwell.errors import StorageError
+from trainwell.runs.strict_json import from_plain, to_plain
 
 Row = dict[str, Any]
-
-_FLAG = "/nonfinite"
 
 
 @dataclass(frozen=True)
@@ -135,28 +133,17 @@ def _in_order(rows: dict[int, Row]) -> tuple[Row, ...]:
 
 
 def _to_line(record: Mapping[str, object]) -> str:
-    row: Row = {}
-    for name, value in record.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            row[name] = None
-            row[name + _FLAG] = str(float(value))
-        else:
-            row[name] = value
-    return json.dumps(row, allow_nan=False) + "\n"
+    return json.dumps(to_plain(record), allow_nan=False) + "\n"
 
 
 def _from_line(line: str) -> Row | None:
     if not line.endswith("\n"):
         return None
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
+        row = from_plain(json.loads(line))
+    except (ValueError, TypeError):
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        return None
-    for flag in [key for key in row if key.endswith(_FLAG)]:
-        row[flag.removesuffix(_FLAG)] = float(row.pop(flag))
-    return row
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _write_or_take_back(file: FileIO, lines: bytes, size: int) -> None:

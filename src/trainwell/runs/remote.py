@@ -166,10 +166,10 @@ class Remote:
     def push(self) -> None:
         """Make the folder behind the URL equal to the mirror: for its owner, after each save, and to try again.
 
-        First the checkpoints it lacks, newest first; then those go that the mirror no longer keeps; then light files.
+        First the light files, for a checkpoint means nothing without the metrics before it; then the checkpoints that
+        are not there, newest first; then those go that the mirror no longer keeps.
         """
-        if not self._local.synced().version:
-            self.push_light()  # a checkpoint means nothing without its configuration
+        self.push_light()
         there, local = set(self.saved_steps()), self._local.checkpoints()
         for step, directory in sorted(local.items(), reverse=True):
             if mirror.is_whole(directory) and not (step in there and self._is_pushed(step)):
@@ -178,7 +178,6 @@ class Remote:
         if len(there & local.keys()) >= _AT_LEAST:
             for step in there - local.keys():
                 self.delete_checkpoint(step)
-        self.push_light()
 
     def _is_pushed(self, step: int) -> bool:
         return self._objects.read(_at(step, MANIFEST)) == mirror.read(self._local.directory(step) / MANIFEST)

@@ -5,6 +5,7 @@ Knows paths and the lock, not what the files say.
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class RunDir:
         except OSError as error:
             raise StorageError(f"cannot write to the run folder {self.path}: {error.strerror}") from None
         with file:
-            if not take(file):
+            if not any(_taken_within(file)):
                 raise RunBusyError(
                     f"{self.path} is in use by {_owner(file)}; wait until it ends, stop it, or train into another "
                     "folder with --run"
@@ -135,6 +136,13 @@ class RunDir:
             return None
         with file:
             return None if take(file) else _owner(file)
+
+
+def _taken_within(file: BinaryIO) -> Iterator[bool]:
+    """Try to lock a file, a few times: whoever asks for the owner of a run holds it for a moment."""
+    for wait_s in (0.0, 0.05, 0.1):
+        time.sleep(wait_s)
+        yield take(file)
 
 
 def _owner(file: BinaryIO) -> str:
