@@ -17,6 +17,7 @@ from trainwell.fit import fit, steps
 from trainwell.model.loss import token_loss
 from trainwell.optim.together import Together
 from trainwell.planning.model_size import count_parameters
+from trainwell.planning.target import find_start
 from trainwell.run import Run
 from trainwell.trainer import Trainer
 
@@ -502,3 +503,13 @@ def test_a_momentum_may_be_scheduled_where_there_are_betas(build_tiny: Build) ->
     run = build_tiny(run_dir="runs/a", duration=2, schedules={"momentum": lambda step: 0.5})
     fit(run)
     assert {group["betas"][0] for group in run.trainer.optimizer.param_groups} == {0.5}
+
+
+def test_a_branch_that_is_asked_for_again_goes_on_as_itself_whatever_its_source_has_become(build_tiny: Build) -> None:
+    fit(build_tiny(run_dir="runs/a", schedule={"horizon": 40}))
+    fit(build("runs/a@8", run_dir="runs/b"))
+    assert fit(build("runs/a", duration=20)).num_steps == 20
+    again = build("runs/a@8", run_dir="runs/b")
+    assert again.num_steps == 12
+    allowed = find_start("runs/a@8", run=Path("runs/b"), flags={"optim.lr": 0.002}, allow=("optim.lr",))
+    assert allowed.config.optim.lr == 0.002

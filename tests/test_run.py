@@ -381,7 +381,7 @@ def test_a_folder_that_cannot_be_written_is_a_message(build_tiny: Build, own_fol
         run.restore()
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", ".rehearsal"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
 def test_a_file_that_cannot_be_written_is_met_before_the_first_step(
     build_tiny: Build, own_folders: Path, name: str
 ) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,15 @@ def rehearse(run: "Run") -> None:
 
 
 def _save(run: "Run") -> None:
-    """Write a file, then one as large as a checkpoint; see that there is room for as many as are kept, and one more."""
+    """Write a checkpoint of the state as it is, and a file as large as one will be; see that all that are kept fit."""
     folder, size = run.run_dir.path, run.saver.estimate()
     more = run.saver.store.to_come(run.trainer.step, run.num_steps) + run.config.checkpoint.best
     trial = folder / ".rehearsal"
+    _remove(trial)
     try:
-        write_synced(trial, bytes(4096))
-        _allocate(trial, size)
+        trial.mkdir()
+        _allocate(trial / "size", size)
+        run.saver.rehearse(trial)
     except OSError as error:
         raise StorageError(
             f"{folder} cannot take a checkpoint of {in_bytes(size)}: {why(error)}"
@@ -68,16 +71,18 @@ def check_room(folder: Path, free: int, size: int, more: int) -> None:
 
 def _allocate(path: Path, size: int) -> None:
     """Give a file its full size, where the system can do that without writing it."""
+    write_synced(path, bytes(4096))
     if hasattr(os, "posix_fallocate") and size:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
+    path.unlink()
 
 
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # the folder cannot be written, which is what is being said
+def _remove(trial: Path) -> None:
+    """Remove the folder of a rehearsal, a file of an older one too; what cannot be is what the message is about."""
+    shutil.rmtree(trial, ignore_errors=True)
+    with suppress(OSError):
+        trial.unlink(missing_ok=True)
 
 
 def _evaluate(run: "Run", first: MicroBatch) -> None:

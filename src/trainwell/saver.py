@@ -8,6 +8,7 @@ from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 THREAD = "trainwell-save"
 """How the thread that writes is named."""
+_NO_STEP = -1
+"""Of a checkpoint that is only rehearsed, so that no fault that waits for a step happens to it."""
 _MOMENTS = 2
 """Tensors that an optimizer keeps of each weight, at the most: AdamW's two."""
 
@@ -142,6 +145,12 @@ class Saver:
         """Take the memory that saving in the background needs, so that no save has to wait for it."""
         if self._asynchronous:
             self._staging = Staging(self.estimate() + 2**16)
+
+    def rehearse(self, folder: Path) -> None:
+        """Write and verify a checkpoint of the state as it is, in a folder that is no run's and will be removed."""
+        plain, tensors = pack(self.state())
+        staged = self._staging.copy(tensors) if self._asynchronous else apart(tensors)
+        CheckpointStore(folder).write(_NO_STEP, plain, staged, {})
 
     def save(self, protected: Collection[int]) -> None:
         """Save the current state, unless it is saved already; a failure is reported, and tried again when next due."""
