@@ -84,12 +84,14 @@ def _losses(axes: Axes, found: Measured) -> None:
         axes.plot(*_columns(marks), "o", color=color, ms=5, mec="white", mew=0.8, zorder=4, label=said)
     for begins in {after for side in found.sides for _, after in side.runs[1:]}:
         axes.axvline(begins, color=PALE, lw=1, zorder=0)
+        late = begins > sum(axes.get_xlim()) / 2  # then the text goes to the left, under the legend
         axes.annotate(
             f"branch, step {begins:,}",
-            (begins, 1),
+            (begins, 0.7 if late else 1),
             xycoords=("data", "axes fraction"),
-            xytext=(4, -10),
+            xytext=(-4, 0) if late else (4, -10),
             textcoords="offset points",
+            ha="right" if late else "left",
             fontsize=9,
             color=FAINT,
         )
