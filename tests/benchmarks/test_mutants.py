@@ -1,28 +1,13 @@
 """The mutants are mistakes in the source as it is now, of every kind; and the tests notice."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks import mutants as study
+
 ROOT = Path(__file__).parents[2]
 KINDS = {"loop", "loss scaling", "order", "schedule", "resume", "clip"}
-
-
-def load() -> Any:
-    """The benchmark as a module; benchmarks are scripts, not a package."""
-    spec = spec_from_file_location("mutants", ROOT / "benchmarks" / "mutants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-study = load()
 
 
 def test_every_mutant_changes_a_text_that_the_source_has_once() -> None:

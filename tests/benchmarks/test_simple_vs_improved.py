@@ -1,8 +1,6 @@
 """The arithmetic of the study, and its page against its results."""
 
 import math
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -12,23 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import simple_vs_improved as study
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "data" / "simple-vs-improved.jsonl"
 PAGE = ROOT / "docs" / "simple-vs-improved.md"
-
-
-def load() -> Any:
-    """The benchmark as a module; benchmarks are scripts, not a package."""
-    spec = spec_from_file_location("simple_vs_improved", ROOT / "benchmarks" / "simple_vs_improved.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-study = load()
 few = st.lists(st.floats(-5, 5, allow_nan=False), min_size=1, max_size=5)
 
 

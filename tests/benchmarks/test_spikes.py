@@ -2,31 +2,17 @@
 
 import math
 import random
-import sys
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import spikes as study
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
-
-
-def load() -> Any:
-    """The benchmark as a module; benchmarks are scripts, not a package."""
-    spec = spec_from_file_location("spikes", ROOT / "benchmarks" / "spikes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-study = load()
 MAKERS: dict[str, Callable[[], Any]] = study.RULES
 every_rule = pytest.mark.parametrize("name", MAKERS)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainwell.model.gpt2 import GPT2
 from trainwell.model.llama import Llama, init_llama_gpt2
@@ -45,3 +46,23 @@ def either_of(
 ) -> Callable[..., Any]:
     """`gpt2_of`, then `llama_of`: what holds for every architecture."""
     return {"gpt2": gpt2_of, "llama": llama_of}[request.param]
+
+
+class Largest(TorchDispatchMode):
+    """Watches the sizes of all tensors that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+@pytest.fixture
+def largest() -> Callable[[], Any]:
+    """Makes what is entered to watch; `numbers` is then the largest number of elements that a tensor had."""
+    return Largest

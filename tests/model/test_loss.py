@@ -12,7 +12,6 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainwell.model.loss import Compiled, head_loss, label_loss, token_loss, with_parts
 
@@ -213,26 +212,12 @@ def test_a_position_without_a_target_never_reaches_the_head() -> None:
     assert model.lm_head.weight.grad.isfinite().all()
 
 
-class Largest(TorchDispatchMode):
-    """Watches the sizes of all tensors that are computed."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        if isinstance(result, Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
-
-
-def test_the_chunked_loss_never_holds_all_logits(either_of: Make) -> None:
+def test_the_chunked_loss_never_holds_all_logits(either_of: Make, largest: Callable[[], Any]) -> None:
     model = either_of(vocab_size=300)
     rows = asked(0, 20, 12, 0.0)
-    with Largest() as whole:
+    with largest() as whole:
         token_loss(model, rows).backward()
-    with Largest() as chunked:
+    with largest() as chunked:
         head_loss(model, rows, chunk=10 * 300).backward()
     assert whole.numbers == 20 * 12 * 300
     assert chunked.numbers < whole.numbers / 4

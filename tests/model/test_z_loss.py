@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainwell.build import build
 from trainwell.errors import ConfigError
@@ -184,23 +183,9 @@ def test_it_draws_log_z_to_zero_without_touching_what_is_likely() -> None:
     assert (model.logits.max() - model.logits.min()).item() < 1e-5
 
 
-class Largest(TorchDispatchMode):
-    """Watches the sizes of all tensors that are computed."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        if isinstance(result, Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
-
-
-def test_in_chunks_it_never_holds_all_logits(either_of: Make) -> None:
+def test_in_chunks_it_never_holds_all_logits(either_of: Make, largest: Callable[[], Any]) -> None:
     model, rows = either_of(vocab_size=300), asked(0, 20, 12, 0.0)
-    with Largest() as seen:
+    with largest() as seen:
         looked_at(model, z_loss(0.1, chunk=10 * 300)(model, rows))
     assert seen.numbers < 20 * 12 * 300 / 4
 
