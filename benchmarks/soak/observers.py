@@ -22,7 +22,7 @@ from trainwell.fit import steps
 _STEPS = 30
 _ON: dict[str, Any] = {
     "eval": {"every": 1, "batches": 2},
-    "sample": {"every": 1, "tokens": 4},
+    "sample": {"every": 1, "tokens": 4, "prompt": "the "},
     "checkpoint": {"every": 1, "keep": 3, "best": True, "asynchronous": True},
     "log": {"every": 1, "plots": False},
     "guard": {"policy": "log", "k": 0.01, "window": 8},
