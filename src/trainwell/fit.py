@@ -58,7 +58,8 @@ def conclude(run: Run) -> None:
         plots = write_plots(data)
     except OSError as error:
         run.console.message(f"no plots: {error}")
-    else:
+        return
+    if plots:
         run.console.message(f"plots: {', '.join(f'{run.run_dir.shown}/plots/{plot.name}' for plot in plots)}")
 
 

@@ -164,7 +164,11 @@ class Recorder:
             return
         run, step = self._run, result.step
         reason = row["train/why"]
-        done = "no update was made" if row["train/skipped"] else "the update was made"
+        policy = self._plan.config.guard.policy
+        done = {"skip": "the update was made, for so many in a row are a new level", "stop": "the run ends here"}.get(
+            policy, "the update was made"
+        )
+        done = "no update was made" if row["train/skipped"] else done
         self._console.message(
             f"step {step:4d} | {reason}; {done}. To look into it: trainwell show {run.run_dir.shown}@{step}"
         )
@@ -192,10 +196,15 @@ class Recorder:
             return
         self._run.saver.join()
         path, saved = self._run.run_dir.shown, [s for s in saved_steps(self._run.run_dir.checkpoints) if s <= spikes[0]]
-        goes_on = f"{path}@{saved[-1]}" if saved else f"{path}"
+        skip = min(200, max(1, self._plan.num_steps // 10))
+        goes_on = (
+            f"to go on without that text: trainwell train {path}@{saved[-1]} --run NEW --skip {skip}"
+            if saved
+            else "nothing was saved before it, so start anew: with a lower --optim.lr or a longer --schedule.warmup"
+        )
         raise DivergedError(
-            f"step {spikes[0]} leapt out, and guard.policy is stop. Look at it with trainwell "
-            f"show {path}@{spikes[0]}; to go on without that text: trainwell train {goes_on} --run NEW --skip 200"
+            f"step {spikes[0]} leapt out, and guard.policy is stop. Look at it with trainwell show {path}@{spikes[0]}; "
+            + goes_on
         )
 
     def _row(self, result: StepResult, logged: dict[str, Any], step_s: float, data_wait_s: float) -> dict[str, Any]:

@@ -190,7 +190,10 @@ class Run:
                 f"branching from {self.parent[0].shown} at step {self.parent[1]:,} into {self.run_dir.shown}"
             )
         faults.reach("resume.before_rewind", self.trainer.step)
-        MetricsFile(self.run_dir.metrics_jsonl).rewind(self.trainer.step, self.run_dir.attempts)
+        moved = MetricsFile(self.run_dir.metrics_jsonl).rewind(self.trainer.step, self.run_dir.attempts)
+        if moved:
+            lines = "one line" if moved == 1 else f"{moved:,} lines"
+            self.console.message(f"{lines} of metrics past step {self.trainer.step:,}, kept in {self.run_dir.attempts}")
         self._samples_file.rewind(self.trainer.step, self.run_dir.attempts)
         rewind_incidents(self.run_dir, self.trainer.step)
         describe(self)
@@ -384,5 +387,5 @@ class Run:
             saved = saved_steps(self.run_dir.checkpoints)
             newest = f"step {saved[-1]:,}" if saved else "the beginning"
             self.console.message(
-                f"interrupted at step {self.trainer.step:,}; it goes on from {newest} when built again"
+                f"interrupted at step {self.trainer.step:,}; it goes on from {newest} when started again"
             )

@@ -19,6 +19,7 @@ from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.planning.changes import data_difference
+from trainwell.planning.target import mathematics
 from trainwell.runs.owner import Ownership
 from trainwell.runs.rundir import is_run
 from trainwell.settings import environment, versions
@@ -166,6 +167,7 @@ class Saver:
             "tokens": run.plan.batch.tokens_before(step),
             "skipped": int(run.trainer.guard.skipped),
             "world_size": 1,
+            "config": mathematics(run.config),
             "config_sha256": sha256(to_yaml(run.config).encode()).hexdigest(),
             "versions": versions(),
         }
@@ -241,6 +243,11 @@ class Saver:
         if own_run and meta["versions"] != versions():
             changed = data_difference(meta["versions"], versions())
             run.console.message(f"saved by other versions ({changed}): the next steps are no longer bitwise the same")
+        edited = data_difference(meta["config"], mathematics(run.config)) if own_run else ""
+        if edited:
+            run.console.message(
+                f"config.yaml is not what step {step:,} was saved with ({edited}): from here on it is another run"
+            )
         missing, unknown = self.kept.keys() - state["kept"].keys(), state["kept"].keys() - self.kept.keys()
         if missing and own_run:
             raise ConfigError(

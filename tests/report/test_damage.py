@@ -91,7 +91,7 @@ def test_a_folder_without_a_manifest_and_one_under_another_name_are_damaged(run:
     (directory_of(run.checkpoints, 4) / "manifest.json").unlink()
     directory_of(run.checkpoints, 8).rename(directory_of(run.checkpoints, 9))
     parts = found(run)
-    assert "its manifest cannot be read" in parts["checkpoints/step-4"].what
+    assert "its manifest is missing" in parts["checkpoints/step-4"].what
     assert parts["checkpoints/step-9"].what == "its manifest is that of step 8"
 
 

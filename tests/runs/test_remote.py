@@ -86,9 +86,13 @@ def test_a_target_with_a_url_becomes_the_mirror_that_holds_what_is_there(url: st
 
 
 def test_an_at_sign_inside_a_url_is_no_step() -> None:
-    path, step = parse_target("memory://box@account/demo")
-    assert (Path(path).name, step) == ("demo", None)
-    assert parse_target("memory://box@account/demo@best") == Target(path, "best")
+    assert split_target("memory://box@account/demo") == Target("memory://box@account/demo", None)
+    assert split_target("memory://box@account/demo@best") == Target("memory://box@account/demo", "best")
+
+
+def test_a_url_without_a_run_is_named_with_how_to_start_one() -> None:
+    with pytest.raises(ConfigError, match=r"no run at memory://nothing/demo; .* trainwell train demo --run memory://"):
+        parse_target("memory://nothing/demo@best")
 
 
 def test_a_url_is_split_from_its_step_without_looking_behind_it() -> None:
@@ -419,6 +423,20 @@ def test_a_truncated_object_is_noticed_and_named(pushed: str, tmp_path: Path, na
         fetched_and_verified(pushed, tmp_path / "b", 4)
     assert list((tmp_path / "b").rglob("*unfinished*")) == []
     fetched_and_verified(pushed, tmp_path / "b", 8)
+
+
+@pytest.mark.parametrize("name", [TENSORS, "more.safetensors", "manifest.json"])
+def test_damage_behind_a_url_is_named_where_the_mirror_is_whole(
+    pushed: str, tmp_path: Path, name: str, behind: Behind
+) -> None:
+    writer = Remote(pushed, tmp_path / "writer")
+    assert (writer.problem(4), writer.problem(8)) == (None, None)
+    path = f"checkpoints/step-4/{name}"
+    content = behind(pushed)[path]
+    overwrite(pushed, path, content[:-1] + bytes([content[-1] ^ 1]))
+    assert "manifest" in str(writer.problem(4))
+    assert writer.problem(8) is None
+    assert list(writer.mirror.glob(".read-*")) == []
 
 
 def test_files_of_two_checkpoints_that_were_swapped_are_noticed(pushed: str, tmp_path: Path, behind: Behind) -> None:

@@ -89,6 +89,8 @@ def _verified(directory: Path) -> dict[str, Any]:
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("not an object")
+    except FileNotFoundError:
+        raise StorageError(f"{directory}: its manifest is missing; it is not a complete checkpoint") from None
     except (OSError, ValueError) as error:
         raise StorageError(
             f"{directory}: its manifest cannot be read ({error}); it is not a complete checkpoint"

@@ -173,7 +173,9 @@ def _print(path: str, planned: Planned | None, found: Sequence[Finding], files: 
     if files:
         lines += [
             *([Text()] if lines else []),
-            *show_parts(path if planned is None and len(files) == 1 else f"the files of {path}", files),
+            *show_parts(
+                path if planned is None and len(files) == 1 else f"the files of {RunDir(Path(path)).shown}", files
+            ),
         ]
     print_rich(Group(*lines))
 

@@ -207,7 +207,7 @@ class GuardConfig(Section):
     """What happens to a step whose loss or gradient norm leaps out; one that is not finite is always skipped."""
 
     policy: Literal["log", "skip", "stop"] = "log"
-    """log: say so; skip: leave the update out; stop: end the run, saved before the step, with exit code 70."""
+    """log: say so; skip: leave the update out; stop: end the run with exit code 70, its checkpoints all from before."""
     k: Annotated[float, Field(gt=0)] = 10.0
     """A spike is above median + k * 1.4826 * MAD of the accepted losses or gradient norms."""
     window: Annotated[int, Field(ge=8)] = 128

@@ -323,3 +323,10 @@ def flat(config: RunConfig) -> dict[str, Any]:
         else:
             found[key] = value
     return found
+
+
+def mathematics(config: RunConfig) -> dict[str, Any]:
+    """The keys that decide the numbers of a run, with their values: those that may not change by themselves."""
+    horizon = config.schedule.horizon is not None
+    decisive = {key: value for key, value in flat(config).items() if kind_of(key, horizon=horizon) == "refuse"}
+    return {key: value for key, value in decisive.items() if key != "custom"}

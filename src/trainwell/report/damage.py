@@ -163,6 +163,9 @@ def _verify(run: RunDir, step: int) -> _Checkpoint:
         return _Checkpoint(str(error).removeprefix(f"{directory}: ").removesuffix("; the checkpoint is damaged"))
     if manifest.step != step:
         return _Checkpoint(f"its manifest is that of step {manifest.step}")
+    there = None if run.remote is None else run.remote.problem(step)
+    if there is not None:
+        return _Checkpoint(f"behind {run.shown}: {there}")
     return _Checkpoint(None, f"{len(manifest.tensors)} tensors, {short_count(size)}B")
 
 

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Literal
 
 from trainwell.config.tree import RunConfig
-from trainwell.report.load import RunData
+from trainwell.report.load import RunData, joined
 from trainwell.runs.metrics import Row
 
 Kind = Literal["too early", "diverged", "not learning", "overfitting", "learned"]
@@ -47,10 +47,11 @@ def verdict(run: RunData) -> str:
 
 
 def judge_run(run: RunData) -> Judgement:
-    """Judge a run by its rows and its configuration, with the precision that it trained in."""
+    """Judge a run by its rows, a branch's behind its parent's, and its configuration with its own precision."""
     settings = run.env.get("settings")
     known = {"precision": settings["precision"]} if isinstance(settings, dict) and "precision" in settings else {}
-    return judge(run.train, run.val, run.config.model_copy(update=known))
+    rows = joined(run)
+    return judge(rows.train, rows.val, run.config.model_copy(update=known))
 
 
 def judge(train: Sequence[Row], val: Sequence[Row], config: RunConfig | None = None) -> Judgement:
@@ -86,6 +87,7 @@ def _rule(losses: Losses, checks: Losses) -> tuple[Kind, str, str]:
     course = checks if len(checks) >= 2 else smooth
     if len(course) < 2:
         return "too early", f" to tell after {len(losses)} steps", "train longer"
+    best_so_far = _best(best_step, best) if course is checks else ""  # of validation, so not beside training losses
     first, last = course[0][1], course[-1][1]
     which = "validation" if course is checks else "training"
     if min(loss for _, loss in course) > (1 - _LEARNS) * first:
@@ -100,7 +102,7 @@ def _rule(losses: Losses, checks: Losses) -> tuple[Kind, str, str]:
         return "overfitting", said, f"sample from @{best_step}; try more text, --model.dropout 0.2 or a shorter run"
     falling = _falls([loss for _, loss in course])
     advice = "still falling: try a longer --duration" if falling else "flat at the end: try a larger model or more text"
-    return "learned", f": {which} loss {first:.3f} to {last:.3f}{_best(best_step, best)}", advice
+    return "learned", f": {which} loss {first:.3f} to {last:.3f}{best_so_far}", advice
 
 
 def _remedies(config: RunConfig | None, spikes: int, skipped: int) -> str:

@@ -114,7 +114,10 @@ class MetricsFile:
         for number, line in enumerate(lines, start=1):
             row = _from_line(line)
             if row is None and number < len(lines):
-                raise StorageError(f"{self.path} line {number} is damaged: {line.strip()[:80]}")
+                raise StorageError(
+                    f"{self.path} line {number} is damaged: {line.strip()[:80]}; what to do: trainwell check "
+                    f"{self.path.parent}"
+                )
             yield line, row
 
 

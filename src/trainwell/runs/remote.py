@@ -146,6 +146,25 @@ class Remote:
             mirror.replace(directory / MANIFEST, manifest)
         return directory
 
+    def problem(self, step: int) -> str | None:
+        """What is wrong with a checkpoint behind the URL, all of which is read; None when it is whole."""
+        manifest = self._objects.read(_at(step, MANIFEST))
+        if manifest is None:
+            return "its manifest is missing"
+        if manifest != mirror.read(self._local.directory(step) / MANIFEST):
+            return "its manifest is another than in the mirror"
+        read = self.mirror / f".read-{secrets.token_hex(4)}"
+        try:
+            for name, expected in self._files_of(step, manifest).items():
+                self._objects.download(_at(step, name), read)
+                if wrong := mirror.problem(read, expected):
+                    return f"{name} {wrong}"
+        except StorageError as error:
+            return str(error)
+        finally:
+            read.unlink(missing_ok=True)
+        return None
+
     def _download(self, step: int, name: str, expected: Mapping[str, Any]) -> None:
         target = self._local.directory(step) / name
         unfinished = target.with_name(f".{name}.unfinished")

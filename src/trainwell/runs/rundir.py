@@ -178,7 +178,14 @@ def parse_target(text: str) -> Target:
     A URL becomes the path of its mirror, with what is behind it pulled.
     """
     target = split_target(text)
-    return target._replace(path=str(local_folder(target.path))) if is_url(target.path) else target
+    if not is_url(target.path):
+        return target
+    folder = local_folder(target.path)
+    if not is_run(folder):
+        raise ConfigError(
+            f"there is no run at {target.path}; to start one there: trainwell train demo --run {target.path}"
+        )
+    return target._replace(path=str(folder))
 
 
 def split_target(text: str) -> Target:
