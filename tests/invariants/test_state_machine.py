@@ -278,7 +278,7 @@ class Survival(RuleBasedStateMachine):
         changes = keys(rate, asynchronous=asynchronous)
         if not saved.whole:
             none_named = not any(each.named for each in source.saved.values())
-            words = "no checkpoint yet" if none_named else f"step.{step}"
+            words = "no whole checkpoint" if none_named else f"step.{step}"
             with pytest.raises(StorageError if saved.named or none_named else ConfigError, match=words):
                 self._branched(source, step, path, changes).restore()
             shutil.rmtree(path, ignore_errors=True)

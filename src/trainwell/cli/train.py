@@ -29,6 +29,7 @@ from trainwell.planning.model_size import count_parameters
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
 from trainwell.planning.target import Start, find_start, own_copies
+from trainwell.runs.console import safe
 from trainwell.runs.rundir import RunDir, is_run, parse_target
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def _print_summary(start: Start, store: Store | None) -> None:
     parameters = count_parameters(start.config.model, plan.vocab_size, plan.seq_len, num_labels=labels)
     notes = () if examples is None else examples.notes
     lines = [*summary(plan, parameters.total), *notes, f"folder: {start.run_dir.shown} (nothing was written)"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(safe("\n".join(lines)) + "\n")
 
 
 def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping: Stopping) -> None:
