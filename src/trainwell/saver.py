@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -146,6 +147,19 @@ class Saver:
         """Take the memory that saving in the background needs, so that no save has to wait for it."""
         if self._asynchronous:
             self._staging = Staging(self.estimate() + 2**16)
+        _ = self._facts  # gathered before step 1 too
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """What every manifest says of the run, gathered once: looking up versions takes longer than copying a state."""
+        config = self._run.config
+        return {
+            "data": self._run.facts,
+            "world_size": 1,
+            "config": mathematics(config),
+            "config_sha256": sha256(to_yaml(config).encode()).hexdigest(),
+            "versions": versions(),
+        }
 
     def rehearse(self, folder: Path) -> None:
         """Write and verify a checkpoint of the state as it is, in a folder that is no run's and will be removed."""
@@ -162,14 +176,9 @@ class Saver:
         if self.ownership is not None and self.ownership.trouble:
             run.console.message(f"others cannot see that this run lives: {self.ownership.trouble}")
         plain, tensors = pack(self.state())
-        meta = {
-            "data": run.facts,
+        meta = self._facts | {
             "tokens": run.plan.batch.tokens_before(step),
             "skipped": int(run.trainer.guard.skipped),
-            "world_size": 1,
-            "config": mathematics(run.config),
-            "config_sha256": sha256(to_yaml(run.config).encode()).hexdigest(),
-            "versions": versions(),
         }
         self.step = step
         if self._asynchronous:
