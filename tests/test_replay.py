@@ -5,6 +5,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from hashlib import sha256
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
@@ -206,12 +207,13 @@ def test_a_step_that_was_not_finite_is_found_again_with_the_example_that_did_it(
 
 
 def test_by_itself_it_prints_and_a_character_that_the_terminal_lacks_becomes_an_escape(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
 ) -> None:
     write_incident(RunDir(finished), Incident(9, "it leapt \u2191 \x1b[2J", False, 5.0, 1.0, 1e-3))
     raw = BytesIO()
-    monkeypatch.setattr("sys.stdout", TextIOWrapper(raw, encoding="ascii"))
-    replay(f"{finished}@9")
+    with redirect_stdout(TextIOWrapper(raw, encoding="ascii")) as screen:
+        replay(f"{finished}@9")
+        screen.flush()
     said = raw.getvalue().decode("ascii")
     assert "it leapt \\u2191 \\x1b[2J" in said
     assert f"{EQUAL}\n" in said

@@ -2,7 +2,7 @@
 
 import io
 import json
-import sys
+from contextlib import redirect_stdout
 
 import pytest
 from rich.text import Text
@@ -18,9 +18,9 @@ def test_json_has_no_numbers_that_json_cannot_say_and_flat_lists_on_a_line(capsy
     assert "    [1, 2.5],\n" in text
 
 
-def test_a_terminal_that_lacks_a_character_gets_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_lacks_a_character_gets_an_escape() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", stream)
-    print_rich(Text("naïve [bold]"))
+    with redirect_stdout(stream):
+        print_rich(Text("naïve [bold]"))
     stream.seek(0)
     assert stream.read() == "na\\xefve [bold]\n"

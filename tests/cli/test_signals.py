@@ -3,11 +3,12 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -233,20 +234,13 @@ def test_in_another_thread_there_are_no_signals_and_that_is_no_error() -> None:
 
 
 def test_a_screen_that_is_gone_does_not_keep_a_signal_from_being_heard(
-    command: Command, tiny_flags: Flags, one_thread: None, monkeypatch: pytest.MonkeyPatch
+    command: Command, tiny_flags: Flags, one_thread: None
 ) -> None:
-    class Gone:
+    class Gone(StringIO):
         def fileno(self) -> int:
             raise OSError("closed")
 
-        def write(self, text: str) -> int:
-            return len(text)
-
-    def leave() -> None:
-        monkeypatch.setattr(sys, "stderr", Gone())
-        send(signal.SIGTERM)
-
-    with faults.at("after_backward@6", leave):
+    with redirect_stderr(Gone()), faults.at("after_backward@6", lambda: send(signal.SIGTERM)):
         assert app.run(["train", "demo", "--run", "met", *tiny_flags()]) == 75
     assert saved_steps(Path("met/checkpoints"))[-1] == 7
 

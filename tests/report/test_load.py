@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from trainwell.errors import ConfigError, StorageError
-from trainwell.report.load import load_run, read_samples
+from trainwell.report.load import load_run
 from trainwell.runs.rundir import RunDir
+from trainwell.runs.samples import SamplesFile
 
 Maker = Callable[..., Path]
 
@@ -71,13 +72,13 @@ def test_a_damaged_env_is_named(make_run: Maker) -> None:
 
 
 def test_a_run_without_samples_has_none(tmp_path: Path) -> None:
-    assert read_samples(tmp_path / "samples.txt") == ()
+    assert SamplesFile(tmp_path / "samples.txt").read() == ()
 
 
 def test_a_sample_may_hold_any_text(tmp_path: Path) -> None:
     path = tmp_path / "samples.txt"
     path.write_text('=== step 5 | prompt "===" ===\n=== not a heading\n\n\x1b[2J\n=== step 6 | prompt "" ===\n\n')
-    assert [(sample.step, sample.text) for sample in read_samples(path)] == [
+    assert [(sample.step, sample.text) for sample in SamplesFile(path).read()] == [
         (5, "=== not a heading\n\n\x1b[2J"),
         (6, ""),
     ]

@@ -4,7 +4,6 @@ Reads files; draws no conclusions and writes nothing.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,7 @@ from trainwell.planning.resolve import Plan, resolve
 from trainwell.planning.target import Parent, parent_of
 from trainwell.runs.metrics import MetricsFile, Records, Row
 from trainwell.runs.rundir import RunDir, is_run
-
-_SAMPLE = re.compile(r"^=== step (\d+) \| (.*) ===$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Text that the model of state `step` wrote."""
-
-    step: int
-    about: str
-    text: str
+from trainwell.runs.samples import Sample, SamplesFile
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,7 @@ def load_run(path: Path) -> RunData:
         plan=_plan(config, env),
         train=records.train,
         val=records.val,
-        samples=read_samples(folder.samples_txt),
+        samples=SamplesFile(folder.samples_txt).read(),
         checkpoints=tuple(saved_steps(folder.checkpoints)),
         owner=folder.owner(),
     )
@@ -146,15 +135,6 @@ def _of_parent(source: RunDir, seen: set[Path]) -> tuple[Records, Parent | None,
         return MetricsFile(source.metrics_jsonl).read(), parent_of(source), ""
     except StorageError as error:
         return nothing, None, f"which is damaged ({error})"
-
-
-def read_samples(path: Path) -> tuple[Sample, ...]:
-    """The blocks of samples.txt in order; none when there is no file."""
-    if not path.is_file():
-        return ()
-    parts = _SAMPLE.split(path.read_text(encoding="utf-8", errors="replace"))[1:]
-    blocks = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-    return tuple(Sample(int(step), about, text.strip("\n")) for step, about, text in blocks)
 
 
 def _plan(config: RunConfig, env: dict[str, Any]) -> Plan | None:
