@@ -169,7 +169,7 @@ class Run:
     def restore(self) -> None:
         """Own the folder; take the newest checkpoint that verifies, or start afresh, and say which."""
         if self._closed:
-            raise ConfigError(f"the run in {self.run_dir.path} is closed; build it again to continue it")
+            raise ConfigError(f"the run in {self.run_dir.shown} is closed; build it again to continue it")
         if self._restored:
             return
         self.saver.ownership = self._resources.enter_context(self.run_dir.lock(say=self.console.message))

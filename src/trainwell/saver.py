@@ -119,12 +119,8 @@ class Saver:
         self._staging = Staging(0)
         self._pool: ThreadPoolExecutor | None = None
         self._writing: tuple[int, Future[None]] | None = None
-        self._failed: StorageError | None = None
-
-    @property
-    def failed(self) -> StorageError | None:
+        self.failed: StorageError | None = None
         """Why the newest save came to nothing; None when it did not."""
-        return self._failed
 
     @property
     def buffers(self) -> int:
@@ -220,11 +216,11 @@ class Saver:
         try:
             outcome()
         except StorageError as error:
-            self._failed, self.step = error, None
+            self.failed, self.step = error, None
             self._run.find_best()
             self._run.console.message(f"step {step:,} is not saved, training goes on and saves when next due: {error}")
         else:
-            self._failed = None
+            self.failed = None
 
     def abandon(self) -> None:
         """Wait no longer for the save that is under way: the process is about to end, and what is written stays."""
