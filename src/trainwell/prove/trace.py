@@ -17,6 +17,8 @@ from trainwell.prove.twins import Twins
 from trainwell.prove.verdict import Outcome
 from trainwell.run import Run
 
+_ULP = 2.0**-23
+"""A last bit of float32: two twins may agree in it by luck, and no third can be asked to."""
 HEADROOM = 3.0
 """One pair of identical twins shows the size of the noise, not its largest value: so many times that is still noise."""
 
@@ -175,7 +177,9 @@ def same(a: Trace, b: Trace, yardstick: Yardstick | None, detail: str) -> Outcom
     if yardstick is None or found is None:
         return _outcome(found is None, "bitwise", detail, found)
     apart = distance(a, b)
-    near = apart.loss <= HEADROOM * yardstick.loss and apart.weights <= HEADROOM * yardstick.weights
+    near = apart.loss <= HEADROOM * max(yardstick.loss, _ULP) and apart.weights <= HEADROOM * max(
+        yardstick.weights, _ULP
+    )
     detail = f"{detail}; here loss {apart.loss:.1e}, weights {apart.weights:.1e}"
     return _outcome(near and a.steps.keys() == b.steps.keys(), yardstick.words(), detail, None if near else found)
 
