@@ -364,6 +364,13 @@ def _arithmetic_problems(config: RunConfig) -> list[str]:
         found.append(
             f"optim.z_loss: {config.optim.z_loss:g} is for language models, and task is classify; leave it out"
         )
-    if config.kernels == "reference" and config.compile is True:
-        found.append("compile: true contradicts kernels reference, which is eager; set one of them to auto")
+    if config.kernels == "reference" and config.compile not in ("auto", False):
+        found.append(
+            f"compile: {str(config.compile).lower()} contradicts kernels reference, which is eager; set one to auto"
+        )
+    if config.compile == "max-autotune" and config.deterministic:
+        found.append(
+            "compile: max-autotune takes whichever kernel wins a race, so it is not deterministic; give compile true, "
+            "or deterministic false"
+        )
     return found

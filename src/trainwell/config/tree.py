@@ -264,6 +264,19 @@ class LogConfig(Section):
     """Draw the curves as PNG files when the run ends."""
 
 
+class FastConfig(Section):
+    """What makes a step faster on this machine; `kernels: reference` turns all of it off."""
+
+    matmul: Literal["auto", "default", "onednn"] = "auto"
+    """Products of fp32 matrices on a CPU; auto takes oneDNN's where they are as exact and win a short race."""
+    attention: Literal["auto", "sdpa", "flash", "efficient", "cudnn", "math"] = "auto"
+    """Which kernel computes attention; auto is the fastest for the device, the shape and the precision."""
+    keep_memory: Literal["auto"] | bool = "auto"
+    """Keep freed memory for the next step rather than give it back to the system; auto does on a CPU under Linux."""
+    shadow_weights: Literal["auto"] | bool = "auto"
+    """In bf16 on a CPU, cast the weights once after each update rather than in each forward pass."""
+
+
 class RunConfig(Section):
     """One run: every key has a default, and a recipe or file says what differs."""
 
@@ -285,8 +298,10 @@ class RunConfig(Section):
     """Where to compute; auto is cuda, then mps, then cpu."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 where native, fp16 with scaling on other GPUs, else fp32."""
-    compile: Literal["auto"] | bool = "auto"
-    """torch.compile the model; auto compiles on CUDA when the run is long enough to pay for it."""
+    compile: Literal["auto", "blocks", "max-autotune"] | bool = "auto"
+    """torch.compile model and loss (true), block by block for a quick start, or tuned; auto where it pays in the run."""
+    recompute: bool = False
+    """Compute the inside of each block again in the backward pass rather than keep it: less memory, a third more work."""
     kernels: Literal["auto", "reference"] = "auto"
     """auto: fused optimizer, folded clipping; reference: plain operations, eager, bitwise equal to the plain loop."""
     deterministic: bool = False
@@ -313,6 +328,8 @@ class RunConfig(Section):
     """Text generated during training."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """What is saved, and how much of it is kept."""
+    fast: FastConfig = FastConfig()
+    """Choices that make a step faster and change nothing but rounding."""
     log: LogConfig = LogConfig()
     """What is printed."""
     extra: dict[str, Any] = Field(default_factory=dict)

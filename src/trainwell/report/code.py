@@ -18,6 +18,7 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "device": ("auto", "cpu"),
     "precision": ("auto", "fp32"),
     "compile": ("auto", False),
+    "recompute": (False,),
     "init_from": (None,),
     "data.tokenizer": ("bytes", "chars"),
     "data.split": ("auto", "tail"),
