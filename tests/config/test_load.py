@@ -191,7 +191,7 @@ def test_an_unknown_flag_is_met_with_advice(flag: str, advice: str) -> None:
         ("optim.betas", "0.9", "[0.9] is not allowed; give two numbers (each at least 0 and below 1)"),
         ("precision", "fp23", "'fp23' is not allowed; give auto, fp32, bf16, fp16; did you mean fp32?"),
         ("micro_batch", "0", "0 is not allowed; give auto, or a whole number (at least 1)"),
-        ("compile", "maybe", "'maybe' is not allowed; give auto, or true or false"),
+        ("compile", "maybe", "'maybe' is not allowed; give auto, blocks, max-autotune, or true or false"),
         (
             "duration",
             "10 parsecs",
