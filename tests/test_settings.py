@@ -123,7 +123,7 @@ def test_a_larger_model_gets_a_smaller_micro_batch() -> None:
 def test_the_choices_are_one_line() -> None:
     line = decided(precision="bf16", kernels="reference", micro_batch=4).line()
     assert line.startswith("cpu (")
-    assert ", bf16, eager, plain optimizer, micro-batch 4, " in line
+    assert ", bf16, eager, plain optimizer, attention by flash, micro-batch 4, " in line
 
 
 def test_the_record_is_read_back(tmp_path: Path) -> None:

@@ -14,17 +14,18 @@ from trainwell.checkpoint.layout import saved_steps
 from trainwell.config import checks, load
 from trainwell.config.tree import RunConfig
 from trainwell.config.values import Duration
-from trainwell.data.batches import Batches, BatchSource, MicroBatch, Prefetch, Stream, evaluation_batches
+from trainwell.data.batches import Batches, MicroBatch, Prefetch, Stream, evaluation_batches
 from trainwell.errors import ConfigError, DataError
+from trainwell.fitting import largest_micro_batch, trial
 from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts, template_in
 from trainwell.hellaswag import Question, read_hellaswag
 from trainwell.model.loss import Compiled, Loss, Parts, head_loss, label_loss, token_loss, z_loss
 from trainwell.models import freeze, load_weights, make_model
-from trainwell.optim.groups import describe_groups, hidden_matrices, parameter_groups
+from trainwell.optim.groups import describe_groups
 from trainwell.optim.guard import Guard, loss_bound
-from trainwell.optim.together import Together
+from trainwell.optimizers import make_optimizer
 from trainwell.planning.bands import bands_for
-from trainwell.planning.memory import CHUNK, in_chunks
+from trainwell.planning.memory import CHUNK, in_chunks, memory
 from trainwell.planning.model_size import flops_per_token
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
@@ -167,27 +168,26 @@ def _timed(start: Start, given: Given, data: Data) -> RunConfig:
 def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) -> Run:
     config, notes = plan.config, list[str]()
     settings = decide(config, plan, recorded_settings(start.run_dir), notes.append)
-    config = config.model_copy(update={"micro_batch": settings.micro_batch})
     device = torch.device(settings.device)
     model = _model(config, given, plan, len(data.labels) or None, device)
+    if given.model is None:
+        settings.fast.use_in(model, own_loss=given.loss is None)
     fresh = start.parent is None and not saved_steps(start.run_dir.checkpoints)
     if config.init_from is not None and fresh:
         load_weights(model, config.init_from, labels=data.labels)
     loss = _loss(config, given, data, plan)
-    loss = _compiled(loss, model) if settings.compile else loss
     outputs = len(data.labels) or plan.vocab_size or 0
     optimizer, schedules = _optimizer(config, given, model, outputs, settings), plan.schedules | dict(given.schedules)
     _check_schedules(schedules, optimizer)
-    batches = _batches(config, data, plan, settings)
     trainer = Trainer(
         model,
         optimizer,
-        batches,
+        _batches(config, data, plan, settings),
         schedules=schedules,
         loss=loss,
         max_grad_norm=config.optim.max_grad_norm,
         clip_from=plan.clip_from,
-        seed=config.seed,
+        seed=None if given.model is None and given.loss is None and not config.model.dropout else config.seed,
         autocast=settings.autocast,
         guard=Guard(
             device,
@@ -195,6 +195,11 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
             loss_bound=loss_bound(None if given.loss or data.labels else plan.vocab_size),
         ),
     )
+    if config.micro_batch == "auto" and fresh:
+        settings = _fitted(trainer, data, plan, settings)
+        trainer.batches = _batches(config, data, plan, settings)
+    config = config.model_copy(update={"micro_batch": settings.micro_batch})
+    trainer.loss = loss = _compiled(loss, model) if settings.compile else loss
     custom = describe_custom(given, model)
     parameters = sum(tensor.numel() for tensor in model.parameters())
     learning = sum(tensor.numel() for tensor in trainer.parameters)
@@ -207,7 +212,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         trainer=trainer,
         model=model,
         loss=loss,
-        batches=batches,
+        batches=trainer.batches,
         val=_validation(config, data, settings, plan),
         tokenizer=data.tokenizer,
         summary=[
@@ -235,6 +240,18 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         parent=start.parent,
         asked_duration=asked,
     )
+
+
+def _fitted(trainer: Trainer, data: Data, plan: Plan, settings: Settings) -> Settings:
+    """The settings with the largest micro-batch that a GPU has memory for, tried on the first batch; else the estimate."""
+    if settings.device != "cuda":
+        return settings
+    whole = max(plan.batch.batch_size, 1)
+    source = _batches(plan.config, data, plan, replace(settings, micro_batch=whole))
+    first = source.first() if isinstance(source, Stream) else source.source(0)
+    later = memory(plan.config, plan.vocab_size or 0, plan.seq_len, 1, settings.precision).optimizer
+    size = largest_micro_batch(trial(trainer, first.micro_batches[0]), whole, later=later)
+    return replace(settings, micro_batch=size)
 
 
 def _model(config: RunConfig, given: Given, plan: Plan, num_labels: int | None, device: torch.device) -> nn.Module:
@@ -269,6 +286,8 @@ def _questions(config: RunConfig, data: Data) -> tuple[Question, ...]:
 
 def _refuse_own_parts(config: RunConfig) -> None:
     """Raise ConfigError for what only trainwell's own models do."""
+    if config.recompute:
+        raise ConfigError("recompute: true is for trainwell's own models; a given one recomputes by itself, or not")
     if config.optim.train != "all":
         raise ConfigError(
             f"optim.train: {config.optim.train} is for trainwell's own models; set requires_grad of a given one"
@@ -321,7 +340,7 @@ def _check_schedules(schedules: Mapping[str, Schedule], optimizer: Any) -> None:
 
 def _optimizer(config: RunConfig, given: Given, model: nn.Module, outputs: int, settings: Settings) -> Any:
     if given.optimizer is None:
-        return _configured_optimizer(config, model, outputs, settings)
+        return make_optimizer(config.optim, model, outputs, fused=settings.fused)
     optimizer = given.optimizer if hasattr(given.optimizer, "param_groups") else given.optimizer(model)
     rates = {group["lr"] for group in optimizer.param_groups}
     if "lr" not in given.schedules and rates != {config.optim.lr}:
@@ -333,37 +352,7 @@ def _optimizer(config: RunConfig, given: Given, model: nn.Module, outputs: int, 
     return optimizer
 
 
-def _configured_optimizer(config: RunConfig, model: nn.Module, outputs: int, settings: Settings) -> Any:
-    how = config.optim
-    matrices = _muon_matrices(model, outputs) if how.name == "muon" else []
-    learning = [tensor for tensor in model.parameters() if tensor.requires_grad]
-    rest = [tensor for tensor in learning if not any(tensor is matrix for matrix in matrices)]
-    adamw = torch.optim.AdamW(
-        parameter_groups(rest, how.weight_decay, how.decay),
-        lr=how.lr,
-        betas=how.betas,
-        eps=how.eps,
-        fused=settings.fused,
-        foreach=None if settings.fused else False,
-    )
-    if how.name == "adamw":
-        return adamw
-    muon = torch.optim.Muon(matrices, lr=how.lr, weight_decay=how.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return Together(muon, adamw)
-
-
-def _muon_matrices(model: nn.Module, outputs: int) -> list[Tensor]:
-    if not outputs:
-        raise ConfigError("model.pad_vocab_to: muon must know which layer is the head; say how many ids there are")
-    matrices = hidden_matrices(model, outputs)
-    if not matrices:
-        raise ConfigError(
-            "optim.name: muon is for linear layers between embedding and head, and this model has none; use adamw"
-        )
-    return matrices
-
-
-def _batches(config: RunConfig, data: Data, plan: Plan, settings: Settings) -> BatchSource:
+def _batches(config: RunConfig, data: Data, plan: Plan, settings: Settings) -> Stream | Prefetch:
     device = torch.device(settings.device)
     if isinstance(data.train, Stream):
         return data.train.place(settings.micro_batch, device)

@@ -1,5 +1,6 @@
 """THE LOOP. A generator that does the bookkeeping after the body: no callbacks, no hooks; a new behaviour is a line."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ def steps(run: Run) -> Iterator[StepResult]:
     """
     faults.arm_from_environment()
     run.restore()
-    with deterministic(run.settings.deterministic):
+    with deterministic(run.settings.deterministic), run.settings.fast.preferred(), frozen():
         run.rehearse()
         for result in run.trainer.steps(until=run.trainer.step if run.stopped else run.num_steps):
             run.metrics.expect(result)
@@ -61,6 +62,16 @@ def conclude(run: Run) -> None:
         return
     if plots:
         run.console.message(f"plots: {', '.join(f'{run.run_dir.shown}/plots/{plot.name}' for plot in plots)}")
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """What is there already is not searched for garbage inside: a search of all of it takes as long as some steps."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def prepared(config: RunConfig, store: Store, val: Examples | None = None) -> Da
         facts=_facts(info),
         bytes_per_token=info.val_bytes / info.val_tokens if val is None else None,
         switched_off=() if val is None else ("off, because val was given: bits per byte",),
+        notes=store.notes,
     )
 
 

@@ -45,6 +45,7 @@ def make_model(config: RunConfig, vocab_size: int, num_labels: int | None, where
     }
     model = GPT2(**shared) if shape.arch == "gpt2" else Llama(**shared, **_of_llama(shape))
     _INITIAL_WEIGHTS[shape.arch, shape.init](model, generator)
+    model.recompute = config.recompute
     return model.to(where)
 
 

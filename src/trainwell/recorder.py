@@ -5,6 +5,7 @@ Results stay on the device until they are read: at once on a CPU, at the log cad
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,10 @@ from trainwell.trainer import StepResult
 if TYPE_CHECKING:
     from trainwell.run import Run
 
+_Waiting = tuple[StepResult, dict[str, Any], float, float]
+"""A step's result, what was logged beside it, its seconds, and those that it waited for data."""
+
+_SCALARS = ("loss", "grad_norm", "targets", "skipped")
 _OWN = ("step", "tokens", "epoch", "time")
 _MOST_INCIDENTS = 20
 """So many are measured between two starts: a run that does nothing but leap must not spend its time on that."""
@@ -37,7 +42,7 @@ class Recorder:
         self._file = MetricsFile(run.run_dir.metrics_jsonl)
         self._at_once = run.settings.device == "cpu"
         self._peak_flops = peak_flops(run.settings.device_name, run.settings.precision)
-        self._waiting: list[tuple[StepResult, dict[str, Any], float, float]] = []
+        self._waiting: list[_Waiting] = []
         self._logged: dict[str, float | torch.Tensor] = {}
         self._unwritten: list[dict[str, Any]] = []
         self.unwritten: StorageError | None = None
@@ -140,7 +145,7 @@ class Recorder:
 
     def flush(self, *, check: bool = True) -> None:
         """Read, write and print what waits; raise DivergedError when that shows that the run has diverged."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._read(self._waiting), []
         rows = [self._row(*each) for each in waiting]
         self._write(rows)
         for row in rows:
@@ -157,6 +162,26 @@ class Recorder:
         if rows and check:
             self._run.trainer.guard.check(rows[-1]["step"])
             self._stop_on_spike(rows)
+
+    def _read(self, waiting: list[_Waiting]) -> list[_Waiting]:
+        """Those steps with their numbers on the host, read together.
+
+        A device is behind the loop, which hears only here how long its steps took: each gets the mean of their times.
+        """
+        if self._at_once or not waiting:
+            return waiting
+        results = [result for result, *_ in waiting]
+        columns: dict[str, Any] = {
+            name: torch.stack([getattr(result, name) for result in results]).cpu() for name in _SCALARS
+        }
+        late = time.perf_counter() - self._mark
+        self._mark += late
+        self._elapsed_s += late
+        mean_s = (sum(step_s for _, _, step_s, _ in waiting) + late) / len(waiting)
+        return [
+            (replace(result, **{name: values[place] for name, values in columns.items()}), logged, mean_s, wait_s)
+            for place, (result, logged, _, wait_s) in enumerate(waiting)
+        ]
 
     def _look_into(self, result: StepResult, row: dict[str, Any]) -> None:
         """Say what is the matter with a step that leapt out or was skipped, and leave evidence of it in incidents/."""

@@ -8,17 +8,21 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
 
+from trainwell import machine
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
+from trainwell.kernels import Kernels, choose
 from trainwell.planning.memory import MemoryEstimate, Precision, memory
 from trainwell.planning.resolve import Plan
 from trainwell.runs.rundir import RunDir, is_run
+
+Compile = bool | Literal["blocks", "max-autotune"]
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COMPILE_PAYS_AFTER_STEPS = 500
@@ -34,10 +38,10 @@ class Settings:
     """The chip's own name."""
     precision: Precision
     """Arithmetic of the forward pass."""
-    compile: bool
-    """Whether the model goes through torch.compile."""
+    compile: Compile
+    """Whether, or how, the model goes through torch.compile."""
     kernels: Literal["auto", "reference"]
-    """Fused optimizer with folded clipping, or plain operations."""
+    """Fused optimizer with folded clipping, and `fast`; or plain operations."""
     micro_batch: int
     """Sequences per forward pass."""
     threads: int
@@ -46,6 +50,10 @@ class Settings:
     """torch.get_float32_matmul_precision()."""
     deterministic: bool
     """Whether only deterministic algorithms are used; always on a CPU."""
+    fast: Kernels = field(default_factory=Kernels)
+    """What computes matrix products, attention, dropout and the embedding's gradient."""
+    dropout: bool = False
+    """Whether the model has any."""
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -61,9 +69,16 @@ class Settings:
         """The choices in one line."""
         optimizer = "fused optimizer" if self.fused else "plain optimizer"
         compiled = "compiled" if self.compile else "eager"
-        threads = f", {self.threads} threads" if self.device == "cpu" else ""
-        where = f"{self.device} ({self.device_name})"
-        return f"{where}, {self.precision}, {compiled}, {optimizer}, micro-batch {self.micro_batch}{threads}"
+        words = [
+            f"{self.device} ({self.device_name})",
+            self.precision,
+            compiled,
+            optimizer,
+            *self.fast.words(dropout=self.dropout),
+            f"micro-batch {self.micro_batch}",
+            *([f"{self.threads} threads"] if self.device == "cpu" else []),
+        ]
+        return ", ".join(words)
 
 
 def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: Callable[[str], None]) -> Settings:
@@ -85,16 +100,23 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
             f"the run was on {before['device_name']} and continues on {name}: "
             "the next steps are no longer bitwise the same"
         )
+    compiled = _compile(config, plan, device, before)
+    same = before and tuple(map(before.get, ("device", "precision", "compile"))) == (device, precision, compiled)
+    recorded_kernels = before.get("fast", asdict(Kernels())) if same else {}
+    kernels = choose(config, plan, device, precision, bool(compiled), recorded_kernels, say)
+    kernels.use_in_process()
     return Settings(
         device=device,
         device_name=name,
         precision=precision,
-        compile=_compile(config, plan, device, before),
+        compile=compiled,
         kernels=config.kernels,
         micro_batch=_micro_batch(config, plan, device, precision, before.get("micro_batch")),
         threads=threads,
         matmul_precision=torch.get_float32_matmul_precision(),
         deterministic=device == "cpu" or config.deterministic,
+        fast=kernels,
+        dropout=config.model.dropout > 0,
     )
 
 
@@ -169,6 +191,11 @@ def _device_name(device: str) -> str:
 def _precision(config: RunConfig, device: str, before: dict[str, Any], say: Callable[[str], None]) -> Precision:
     if config.precision == "fp16" and device == "cpu":
         raise ConfigError("precision: fp16 is not for training on a CPU, which device auto comes to; give fp32 or bf16")
+    if config.precision == "bf16" and device == "cpu" and not machine.native_bf16():
+        raise ConfigError(
+            "precision: bf16 would be emulated on this CPU, which has none of its own, and be slower than fp32; give "
+            "fp32, or auto"
+        )
     if config.precision != "auto":
         return config.precision
     if before.get("precision") == "fp16" and device == "cpu":
@@ -180,12 +207,10 @@ def _precision(config: RunConfig, device: str, before: dict[str, Any], say: Call
         return "fp32"
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bf16"
-    return "fp32"
+    return "bf16" if device == "cpu" and machine.native_bf16() else "fp32"
 
 
-def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any]) -> bool:
+def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any]) -> Compile:
     if config.kernels == "reference":
         return False
     if config.compile != "auto":

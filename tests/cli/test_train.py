@@ -40,6 +40,26 @@ def test_a_run_ends_by_saying_where_everything_is_and_what_to_try(command: Comma
     }  # fmt: skip
 
 
+def test_profile_says_where_the_time_of_a_few_steps_goes_and_changes_no_number(
+    command: Command, tiny_flags: Flags, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "6")  # what is set for the process is unset again
+    said = command("train", "demo", "--run", "runs/seen", "--profile", *tiny_flags(data__path="text.txt"))
+    assert (said.code, said.err) == (0, "")
+    assert "profile of runs/seen: steps 5 to 7, " in said.out
+    assert (
+        "profile: runs/seen/profile/summary.txt, trace-step-5.json.gz (open it at https://ui.perfetto.dev)" in said.out
+    )
+    assert "trainwell sample runs/seen --prompt" in said.out
+    ends = [run / "checkpoints" / "step-12" / "tensors.safetensors" for run in (finished, Path("runs/seen"))]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_profile_takes_no_steps_a_second_time(refused: Refused, finished: Path) -> None:
+    said = refused(2, "train", f"{finished}@8", "--steps", "1", "--profile")
+    assert "--steps 1 takes steps of RUN@STEP again and writes nothing; --profile would have no effect" in said
+
+
 def test_dry_run_prints_what_it_comes_to_and_writes_nothing(
     command: Command, tiny_flags: Flags, own_folders: Path
 ) -> None:

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from trainwell.data.batches import (
     MicroBatch,
     Prefetch,
     Windows,
+    apart,
     cut,
     evaluation_batches,
     from_loader,
     stack,
 )
 from trainwell.data.examples import IGNORED
+from trainwell.data.order import count_windows
 from trainwell.errors import ConfigError, DataError
 from trainwell.optim.batch_plan import BatchPlan
 
@@ -218,6 +221,44 @@ def test_windows_side_by_side_or_overlapping_stay_inside_the_text(tokens: int, s
     assert torch.equal(inputs[:, 0], torch.arange(len(windows)) * stride)
     assert int(targets.max()) < tokens
     assert int(targets.max()) + stride >= tokens
+
+
+@given(tokens=st.integers(0, 60), seq_len=SMALL, stride=SMALL)
+def test_there_are_as_many_windows_as_the_text_has_room_for(tokens: int, seq_len: int, stride: int) -> None:
+    windows = Windows(np.arange(tokens, dtype=np.uint16), seq_len, stride)
+    assert len(windows) == count_windows(tokens, seq_len, stride)
+    inputs, targets, _ = stack(windows, np.arange(len(windows)))
+    assert inputs.shape == targets.shape == (len(windows), seq_len)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint16, 2**16 - 1), (np.uint32, 2**31), (np.int64, 2**40)])
+def test_ids_that_travel_as_they_are_stored_come_out_the_same(dtype: type[np.integer[Any]], largest: int) -> None:
+    text = np.linspace(0, largest, 50).astype(dtype)
+    windows, indices = Windows(text, seq_len=4, stride=3), np.array([5, 0, 2])
+    narrow = windows.ids(indices)
+    assert narrow.dtype == np.dtype(dtype)
+    assert narrow.shape == (3, 5)
+    for ours, plain in zip(apart(torch.from_numpy(narrow))[:2], stack(windows, indices)[:2], strict=True):
+        assert ours is not None
+        assert plain is not None
+        assert ours.dtype == torch.int64
+        assert torch.equal(ours, plain)
+
+
+def test_reading_a_text_on_disk_holds_nothing_of_it_in_memory(tmp_path: Path) -> None:
+    np.arange(100, dtype="<u2").tofile(tmp_path / "tokens")
+    text = np.memmap(tmp_path / "tokens", dtype="<u2", mode="r")
+    windows = Windows(text, seq_len=9, stride=10)
+    assert np.shares_memory(windows._rows, text)
+    assert not np.shares_memory(windows.ids(np.arange(9)), text)
+    assert windows[3][0].tolist() == list(range(30, 39))
+
+
+def test_cutting_copies_no_row() -> None:
+    inputs, targets = torch.arange(12).reshape(4, 3), torch.arange(1, 13).reshape(4, 3)
+    for micro in cut(inputs, targets, 2, CPU):
+        assert micro.inputs.data_ptr() == inputs[micro.index].data_ptr()
+        assert micro.targets.data_ptr() == targets[micro.index].data_ptr()
 
 
 class AsArrays(Numbered):

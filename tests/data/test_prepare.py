@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trainwell.config.tree import DataConfig
 from trainwell.data.corpora import read_corpus
 from trainwell.data.prepare import DataSettings, prepare
-from trainwell.data.shards import Tokens
+from trainwell.data.shards import Tokens, write_shard
 from trainwell.errors import DataError, StorageError
 
 
@@ -139,6 +139,48 @@ def test_the_fingerprint_does_not_depend_on_where_the_text_lies(tmp_path: Path) 
     there = prepare(one_text(tmp_path / "moved", "the same text " * 9), cache=tmp_path)
     assert there.info.fingerprint == here.info.fingerprint
     assert there.info.corpus != here.info.corpus
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "gpt2"])
+def test_a_long_text_gives_the_store_that_one_piece_would(tmp_path: Path, tokenizer: str) -> None:
+    text = read_corpus(corpus="python-docs").texts[0] * 2
+    store = prepare(replace(one_text(tmp_path, text), tokenizer=tokenizer), cache=tmp_path)
+    cut = int(0.9 * len(text))
+    for part, expected in (("train", text[:cut]), ("val", text[cut:])):
+        write_shard(tmp_path / f"{part}.bin", [store.tokenizer.encode(expected)], store.info.vocab_size)
+        written = next((tmp_path / "stores").rglob(f"{part}.bin"))
+        assert written.read_bytes() == (tmp_path / f"{part}.bin").read_bytes()
+
+
+def test_progress_is_told_in_characters_where_there_is_something_to_do(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def note(done: int, total: int) -> None:
+        told.append((done, total))
+
+    settings = one_text(tmp_path, "\u00e9 text " * 100_000)
+    prepare(settings, cache=tmp_path, on_progress=note)
+    assert told == sorted(told)
+    assert told[-1] == (700_000, 700_000)
+    assert len(told) > 2
+    told.clear()
+    prepare(settings, cache=tmp_path, on_progress=note)
+    assert not told
+
+
+def test_an_interrupt_leaves_nothing_that_looks_like_a_store(tmp_path: Path) -> None:
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    settings = one_text(tmp_path, "some text " * 100_000)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(settings, cache=tmp_path, on_progress=interrupt)
+    assert not list((tmp_path / "stores").iterdir())
+    assert prepare(settings, cache=tmp_path).info.train_tokens == 900_000
+
+
+def test_the_way_it_was_tokenised_is_said_only_where_it_was_special(tmp_path: Path) -> None:
+    assert prepare(one_text(tmp_path, "some text " * 20), cache=tmp_path).notes == ()
 
 
 def test_a_text_shorter_than_a_window_says_what_is_needed(tmp_path: Path) -> None:

@@ -103,6 +103,62 @@ def test_dropout_is_on_the_embedding_the_attention_weights_and_both_branches_and
     assert {module.p for module in everywhere.modules() if isinstance(module, nn.Dropout)} == {0.5}
 
 
+def trained(model: Any, recompute: bool, documents: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a forward pass with dropout, the gradients after the backward pass, and what was drawn last."""
+    model.recompute = recompute
+    model.zero_grad()
+    torch.manual_seed(5)
+    ids = torch.randint(19, (2, 12), generator=Generator().manual_seed(1))
+    loss = model(ids, documents=documents).square().sum()
+    loss.backward()
+    drawn = {"the generator": torch.get_rng_state()}
+    return loss.detach(), drawn | {name: weight.grad for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_computing_blocks_again_changes_no_bit_of_a_gradient(either_of: Make, dropout: float, packed: bool) -> None:
+    model = either_of(dtype=torch.float64, num_layers=3, dropout=dropout).train()
+    documents = torch.tensor([[0] * 5 + [1] * 7, [0] * 12]) if packed else None
+    loss, gradients = trained(model, False, documents)
+    again, same = trained(model, True, documents)
+    assert torch.equal(loss, again)
+    assert [name for name in gradients if not torch.equal(gradients[name], same[name])] == []
+
+
+def numbers_kept(model: Any, ids: Tensor) -> int:
+    """How many numbers a forward pass leaves for the backward pass, weights aside, each storage counted once."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(ids)
+    return sum(kept[place].numel() for place in kept.keys() - own) if logits.requires_grad else 0
+
+
+def test_blocks_that_are_computed_again_leave_only_their_inputs(either_of: Make) -> None:
+    ids = torch.arange(12).view(2, 6)
+    shallow, deep = (either_of(num_layers=layers, dropout=0.1).train() for layers in (1, 4))
+    three_blocks = numbers_kept(deep, ids) - numbers_kept(shallow, ids)
+    shallow.recompute = deep.recompute = True
+    assert numbers_kept(deep, ids) - numbers_kept(shallow, ids) == 3 * 2 * 6 * 16
+    assert three_blocks > 8 * 3 * 2 * 6 * 16
+
+
+def test_nothing_is_computed_again_in_evaluation_or_with_a_cache(either_of: Make) -> None:
+    ids = torch.arange(12).view(2, 6)
+    model = either_of(dropout=0.0).eval()
+    plain = numbers_kept(model, ids)
+    model.recompute = True
+    assert numbers_kept(model, ids) == plain
+    cache = model.train().new_cache()
+    torch.testing.assert_close(torch.cat((model(ids[:, :4], cache), model(ids[:, 4:], cache)), dim=1), model(ids))
+
+
 @pytest.mark.parametrize("norm_eps", [1e-5, 1e-3])
 def test_all_norms_add_the_same_to_the_variance(either_of: Make, norm_eps: float) -> None:
     norms = [m for m in either_of(norm_eps=norm_eps).modules() if isinstance(m, nn.LayerNorm | nn.RMSNorm)]

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +82,26 @@ def test_activations_and_copies_are_what_torch_keeps_within_three_per_cent(
     expected = estimate(config, precision)
     kept = kept_bytes(built(config), precision == "bf16")
     assert expected.activations + expected.copies == pytest.approx(kept, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_computed_again_keep_their_inputs_and_are_there_one_at_a_time(
+    shape: str, precision: Literal["fp32", "bf16"]
+) -> None:
+    def plain(num_layers: int) -> int:
+        config = config_of(SHAPES[shape] | {"num_layers": num_layers})
+        return kept_bytes(built(config), precision == "bf16") - estimate(config, precision).copies
+
+    config = config_of(SHAPES[shape] | {"num_layers": 6}, recompute=True)
+    model: Any = built(config)
+    model.recompute = True
+    head = 2 * VOCABULARY * 64 if precision == "bf16" else 0
+    left = kept_bytes(model, precision == "bf16") - head
+    one_block = plain(3) - plain(2)
+    entering = 4 * 64 * SEQ_LEN * MICRO_BATCH
+    assert estimate(config, precision).activations == pytest.approx(left + one_block - entering, rel=0.03)
+    assert left < plain(6) / 4
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
@@ -188,6 +209,13 @@ def test_a_larger_micro_batch_takes_more_of_what_grows_and_of_nothing_else() -> 
     one, two = (memory(config, 50304, 1024, size, "bf16") for size in (16, 32))
     assert two.activations == 2 * one.activations
     assert two.total - one.total == two.of_micro_batch - one.of_micro_batch > 0
+
+
+def test_computing_blocks_again_fits_a_larger_micro_batch() -> None:
+    plain, again = (load("gpt2-124m", flags={"recompute": recompute}) for recompute in (False, True))
+    before, after = (memory(config, 50304, 1024, 16, "bf16") for config in (plain, again))
+    assert after.activations < before.activations / 4
+    assert replace(after, activations=before.activations) == before
 
 
 def test_dropout_keeps_a_byte_for_each_of_two_masks() -> None:

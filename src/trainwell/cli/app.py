@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
@@ -65,9 +66,7 @@ def main(tokens: Sequence[str] | None = None, given: Mapping[str, Any] | None = 
 
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; messages go to stderr."""
-    # Where another process wants the same cores, threads that wait by spinning make a step ten times slower; where
-    # nobody does, waiting asleep costs nothing that can be measured.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _say_how_threads_wait()
     try:
         code = app()(sys.argv[1:] if tokens is None else tokens, exit_on_error=False, print_error=False)
     except TrainwellError as error:
@@ -90,6 +89,24 @@ def run(tokens: Sequence[str] | None = None) -> int:
             3,
         )
     return code if isinstance(code, int) else 0
+
+
+def _say_how_threads_wait() -> None:
+    """Let threads of operations spin a little between them on an idle machine, and sleep on a busy one.
+
+    Between the short operations of a small model, falling asleep takes as long as the work; but where another process
+    wants the same cores, spinning makes a step ten times slower. It must be said before torch is imported.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        return
+    try:
+        others = int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].split("/")[0]) - 1
+    except (OSError, ValueError, IndexError):
+        others = 0
+    if others > 0:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    else:
+        os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def _fail(message: str, code: int) -> int:

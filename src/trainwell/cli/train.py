@@ -4,7 +4,8 @@ Torch is imported once nothing else can be wrong.
 """
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from trainwell.runs.rundir import RunDir, is_run, parse_target
 if TYPE_CHECKING:
     from trainwell.run import Run
 
+_LONG_S = 2.0
+
 
 @with_config_flags
 def train(
@@ -64,6 +67,15 @@ def train(
             validator=Number(gte=0),
         ),
     ] = 0,
+    profile: Annotated[
+        bool,
+        Parameter(
+            help="Look where the time goes: steps 5, 6 and 7 of this start (earlier in a run that is shorter, later or "
+            "fewer where an evaluation or a checkpoint comes between) are traced into RUN/profile, with a summary "
+            "there and on the screen. The run trains on, and no number of it changes; --duration 8 ends it after them.",
+            negative=(),
+        ),
+    ] = False,
     allow_change: Annotated[
         list[str] | None,
         Parameter(help="A key that may change although the run continues; may be repeated.", negative=()),
@@ -92,8 +104,9 @@ def train(
     with stopping_on_signals() as stopping:
         given = parts.current()
         if steps is not None:
-            others = {"config": config, "run": run, "dry-run": dry_run, "strict": strict, "restarts": restarts}
-            _replay(target, steps, {**given, **flags}, {**others, "allow-change": allow_change, "skip": skip})
+            others: dict[str, object] = {"config": config, "run": run, "dry-run": dry_run, "strict": strict}
+            others |= {"restarts": restarts, "profile": profile, "allow-change": allow_change, "skip": skip}
+            _replay(target, steps, {**given, **flags}, others)
             return None
         start = find_start(
             target, file=config, flags=flags, run=run, data=given.get("data"), allow=allow_change or (), skip=skip
@@ -106,10 +119,10 @@ def train(
             return None
         if restarts:
             values = {"allow-change": allow_change, "skip": skip, **flags}
-            switches = {"strict": strict, "download": download}
+            switches = {"strict": strict, "download": download, "profile": profile}
             again = written(target, config=config, switches=switches, values=values)
             return keep_running(again, start.run_dir, restarts)
-        _train(start, given, store, stopping)
+        _train(start, given, store, stopping, profile=profile)
     return None
 
 
@@ -150,10 +163,24 @@ def _checked_data(start: Start, *, download: bool) -> Store:
     asked = start.config.eval.hellaswag
     if asked is not None and not Path(asked).expanduser().is_file():
         raise DataError(f"eval.hellaswag: there is no file {asked} (looked in {Path.cwd()})")
-    store = open_data(start.config.task, own_copies(start), download=download)
+    store = open_data(start.config.task, own_copies(start), download=download, on_progress=_tokenised())
     with suppress(NeedsTimingError):  # a number of steps that is measured once the model stands
         resolve(start.config, store.info)
     return store
+
+
+def _tokenised() -> Callable[[int, int], None] | None:
+    """Show on a terminal how far a long text is tokenised; short ones are done before there is anything to say."""
+    if not sys.stderr.isatty():
+        return None
+    begin = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if time.monotonic() - begin > _LONG_S:
+            sys.stderr.write(f"\rtokenising: {done / total:.0%}" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+
+    return show
 
 
 def _refuse_warnings(start: Start, store: Store | None) -> None:
@@ -193,17 +220,18 @@ def _print_summary(start: Start, store: Store | None) -> None:
     sys.stdout.write(safe("\n".join(lines)) + "\n")
 
 
-def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping: Stopping) -> None:
+def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping: Stopping, *, profile: bool) -> None:
     from trainwell.build import assemble
     from trainwell.fit import fit
     from trainwell.given import Given, prepared
+    from trainwell.profiling import fit_profiled
 
     run = None
     try:
         made = Given(**given)
         run = assemble(start, made, None if store is None else prepared(start.config, store, made.val))
         stopping.spare(run)
-        fit(run)
+        (fit_profiled if profile else fit)(run)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise

@@ -269,12 +269,14 @@ class FastConfig(Section):
 
     matmul: Literal["auto", "default", "onednn"] = "auto"
     """Products of fp32 matrices on a CPU; auto takes oneDNN's where they are as exact and win a short race."""
-    attention: Literal["auto", "sdpa", "flash", "efficient", "cudnn", "math"] = "auto"
-    """Which kernel computes attention; auto is the fastest for the device, the shape and the precision."""
+    attention: Literal["auto", "sdpa", "flash", "efficient", "cudnn", "math", "products"] = "auto"
+    """What computes attention: torch's choice (sdpa), one of its kernels, or on a CPU matrix products."""
+    dropout: Literal["auto", "default", "bits"] = "auto"
+    """How a CPU draws dropout: a float for each value (default), or sixteen random bits, which is quicker (bits)."""
     keep_memory: Literal["auto"] | bool = "auto"
     """Keep freed memory for the next step rather than give it back to the system; auto does on a CPU under Linux."""
-    shadow_weights: Literal["auto"] | bool = "auto"
-    """In bf16 on a CPU, cast the weights once after each update rather than in each forward pass."""
+    embedding: Literal["auto", "default", "rows"] = "auto"
+    """On a CPU, give a tied embedding's gradient as the rows that were read (rows), or as a whole matrix (default)."""
 
 
 class RunConfig(Section):
@@ -299,11 +301,11 @@ class RunConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 where native, fp16 with scaling on other GPUs, else fp32."""
     compile: Literal["auto", "blocks", "max-autotune"] | bool = "auto"
-    """torch.compile model and loss (true), block by block for a quick start, or tuned; auto where it pays in the run."""
+    """torch.compile model and loss (true), each block for a quick start, or with tuning; auto: where the run gains."""
     recompute: bool = False
-    """Compute the inside of each block again in the backward pass rather than keep it: less memory, a third more work."""
+    """Compute the inside of each block again when going back, not keep it: less memory, a third more work."""
     kernels: Literal["auto", "reference"] = "auto"
-    """auto: fused optimizer, folded clipping; reference: plain operations, eager, bitwise equal to the plain loop."""
+    """auto: fused optimizer, folded clipping, `fast`; reference: plain operations, bitwise equal to the plain loop."""
     deterministic: bool = False
     """On CUDA, use deterministic algorithms only; a CPU run always does."""
     parallel: Literal["auto", "none"] = "auto"

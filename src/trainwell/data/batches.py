@@ -11,11 +11,12 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trainwell.data.examples import IGNORED
-from trainwell.data.order import count_windows, windows_at
+from trainwell.data.order import windows_at
 from trainwell.errors import ConfigError, DataError
 
 BUCKET = 32
@@ -61,13 +62,12 @@ class Windows:
     """Windows of `seq_len` tokens at a stride over one array of ids, each with its targets one token later."""
 
     def __init__(self, tokens: NDArray[np.generic], seq_len: int, stride: int) -> None:
-        self._tokens = tokens
-        self._stride = stride
-        self._span = np.arange(seq_len + 1)
-        self._count = count_windows(len(tokens), seq_len, stride)
+        span = seq_len + 1
+        short = len(tokens) < span
+        self._rows = np.empty((0, span), tokens.dtype) if short else sliding_window_view(tokens, span)[::stride]
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         inputs, targets, _ = self.gather(np.array([index]))
@@ -75,8 +75,12 @@ class Windows:
 
     def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], None]:
         """Inputs and targets (len(indices), seq_len) of several windows at once."""
-        rows = self._tokens[indices[:, None] * self._stride + self._span].astype(np.int64)
-        return rows[:, :-1], rows[:, 1:], None
+        rows = self.ids(indices)
+        return rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64), None
+
+    def ids(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
+        """The same in one piece and in the type in which the ids are stored: (len(indices), seq_len + 1)."""
+        return self._rows[indices]
 
 
 @runtime_checkable
@@ -90,7 +94,7 @@ class Gathering(Protocol):
 
 
 class Rows(NamedTuple):
-    """Rows of a global batch, as int64 (n, T) on the CPU; see `MicroBatch`."""
+    """Rows of a global batch, as int64 (n, T); see `MicroBatch`."""
 
     inputs: Tensor
     targets: Tensor
@@ -98,7 +102,7 @@ class Rows(NamedTuple):
 
 
 def stack(examples: Examples, indices: NDArray[np.int64]) -> Rows:
-    """The rows of the named examples."""
+    """The rows of the named examples, on the CPU."""
     if isinstance(examples, Gathering):
         parts = examples.gather(indices)
         return Rows(*(None if part is None else torch.from_numpy(np.ascontiguousarray(part)) for part in parts))  # type: ignore[arg-type]
@@ -111,6 +115,21 @@ def stack(examples: Examples, indices: NDArray[np.int64]) -> Rows:
                 f"filled up with targets {IGNORED}"
             )
     return Rows(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
+
+
+def fetch(examples: Examples, indices: NDArray[np.int64], device: torch.device) -> Rows:
+    """The rows of the named examples for use on `device`; those of windows are on a GPU by then, all others not yet.
+
+    Windows go there as they are stored, T + 1 ids a row: with 16 bits an eighth of the bytes of two rows of int64.
+    """
+    if device.type == "cuda" and isinstance(examples, Windows):
+        return apart(_to(torch.from_numpy(examples.ids(indices)), device))
+    return stack(examples, indices)
+
+
+def apart(ids: Tensor) -> Rows:
+    """Inputs and targets from ids (n, T + 1) of any integer type, where they are."""
+    return Rows(ids[:, :-1].long(), ids[:, 1:].long())
 
 
 def _as_ids(pair: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -164,8 +183,9 @@ def cut(
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in one piece on the device; a GPU is asked to copy it, and nobody waits until it has."""
     tensor = tensor.contiguous()
-    if device.type == "cuda":
+    if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -218,7 +238,7 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         """This rank's part of the step's global batch, on the device."""
-        rows = stack(self.examples, self.indices(step))
+        rows = fetch(self.examples, self.indices(step), self._cut["device"])
         if self._buckets:
             rows = shortest_first(rows)
         micro_batches = cut(rows.inputs, rows.targets, documents=rows.documents, **self._cut)
@@ -230,7 +250,11 @@ DATA_THREAD = "trainwell-data"
 
 
 class Prefetch:
-    """Prepares the next step's batch in a thread while this one trains; `wait_s` is what the trainer had to wait."""
+    """Prepares the next step's batch in a thread while this one trains; `wait_s` is what the trainer had to wait.
+
+    On a GPU the thread queues its copies in the stream of whoever asks, in front of the work that reads them: neither
+    waits for the other, and the memory belongs to the stream it is used in. A copy takes microseconds of a step.
+    """
 
     def __init__(self, batches: BatchSource) -> None:
         self.source = batches
@@ -243,9 +267,13 @@ class Prefetch:
         begin = time.perf_counter()
         ahead = self._next
         batch = ahead[1].result() if ahead is not None and ahead[0] == step else self.source(step)
-        self._next = (step + 1, self._pool.submit(self.source, step + 1))
+        self._next = (step + 1, self._pool.submit(self._prepare, step + 1, _stream()))
         self.wait_s = time.perf_counter() - begin
         return batch
+
+    def _prepare(self, step: int, stream: torch.cuda.Stream | None) -> Batch:
+        with torch.cuda.stream(stream):  # each thread has a current stream of its own
+            return self.source(step)
 
     def idle(self) -> None:
         """Wait until the thread reads nothing, so that somebody else may; what it has prepared stays."""
@@ -255,6 +283,11 @@ class Prefetch:
     def close(self, *, wait_for_it: bool = True) -> None:
         """Drop what was prepared and end the thread."""
         self._pool.shutdown(wait=wait_for_it, cancel_futures=True)
+
+
+def _stream() -> torch.cuda.Stream | None:
+    """The stream in which this thread's work on a GPU goes on; None where no GPU is used."""
+    return torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
 
 class Stream:
@@ -335,6 +368,6 @@ def evaluation_batches(
     taken = count if batches == 0 else min(count, batches * batch_size)
     indices = np.arange(taken, dtype=np.int64) * count // max(taken, 1)
     for start in range(0, taken, micro_batch):
-        rows = stack(examples, indices[start : start + micro_batch])
+        rows = fetch(examples, indices[start : start + micro_batch], device)
         for micro in cut(rows.inputs, rows.targets, micro_batch, device, documents=rows.documents, buckets=buckets):
             yield replace(micro, index=start)

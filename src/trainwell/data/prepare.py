@@ -7,20 +7,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
-
 from trainwell.data.corpora import Corpus, cache_folder, read_corpus
-from trainwell.data.shards import Tokens, open_shard, token_dtype, write_shard
+from trainwell.data.gigatokens import faster_gpt2
+from trainwell.data.parallel import encode_texts
+from trainwell.data.shards import Tokens, open_shard, write_shard
 from trainwell.data.tokenizer import Tokenizer, load_tokenizer
 from trainwell.errors import DataError, StorageError
 
 _FORMAT = 1
 """Part of every fingerprint: raised when the same settings would give other tokens."""
+
+OnProgress = Callable[[int, int], object]
+"""Called with the characters that are tokenised, and with all."""
 
 
 class SharedSettings(Protocol):
@@ -94,32 +98,40 @@ class TokenStore:
     val: Tokens
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
-    """Nothing becomes of a single text."""
+    """What was special about tokenising, where this call did it."""
 
 
-def prepare(data: DataSettings, *, cache: Path | None = None, download: bool = False) -> TokenStore:
+def prepare(
+    data: DataSettings,
+    *,
+    cache: Path | None = None,
+    download: bool = False,
+    on_progress: OnProgress | None = None,
+) -> TokenStore:
     """Read, split and tokenise the text that `data` names, or open the result of an earlier call.
 
     The split comes before tokenising, so that no token spans it. Of several texts each is followed by an end-of-text
-    id; a single text has none. Raises DataError for text that cannot be used, ConfigError for names that do not exist,
-    and StorageError if the cache cannot be written.
+    id; a single text has none. While it tokenises, `on_progress` is told the characters done, and all.
+
+    Raises DataError for text that cannot be used, ConfigError for names that do not exist, and StorageError if the
+    cache cannot be written.
     """
     corpus = read_corpus(corpus=data.corpus, path=data.path, cache=cache, fetch=download)
     tokenizer = load_tokenizer(data.tokenizer, texts=corpus.texts)
     train_texts, val_texts = _split(corpus, data)
     fingerprint = _fingerprint(corpus, tokenizer, data)
     folder = cache_folder(cache) / "stores" / fingerprint[:32]
-    if not folder.is_dir():
-        end = _end_of_text(tokenizer) if len(corpus.texts) > 1 else None
-        _write_store(folder, tokenizer, end, train=train_texts, val=val_texts)
+    notes = (
+        () if folder.is_dir() else _tokenise(folder, corpus, tokenizer, on_progress, train=train_texts, val=val_texts)
+    )
     train = open_shard(folder / "train.bin", vocab_size=tokenizer.vocab_size)
     val = open_shard(folder / "val.bin", vocab_size=tokenizer.vocab_size)
     _check_lengths(data, training=len(train), validation=len(val))
     info = StoreInfo(
         train_tokens=len(train),
         val_tokens=len(val),
-        train_bytes=sum(len(text.encode()) for text in train_texts),
-        val_bytes=sum(len(text.encode()) for text in val_texts),
+        train_bytes=_bytes(train_texts),
+        val_bytes=_bytes(val_texts),
         vocab_size=tokenizer.vocab_size,
         fingerprint=fingerprint,
         corpus=corpus.name,
@@ -129,7 +141,7 @@ def prepare(data: DataSettings, *, cache: Path | None = None, download: bool = F
         note=corpus.note,
         num_texts=len(corpus.texts),
     )
-    return TokenStore(info, train, val, tokenizer)
+    return TokenStore(info, train, val, tokenizer, notes)
 
 
 def _split(corpus: Corpus, data: DataSettings) -> tuple[list[str], list[str]]:
@@ -186,12 +198,34 @@ def _end_of_text(tokenizer: Tokenizer) -> int:
     return tokenizer.end_of_text
 
 
-def _write_store(folder: Path, tokenizer: Tokenizer, end: int | None, **texts: Sequence[str]) -> None:
-    """Tokenise each named group of texts into a shard; the folder appears whole or not at all."""
+def _tokenise(
+    folder: Path, corpus: Corpus, tokenizer: Tokenizer, on_progress: OnProgress | None, **parts: Sequence[str]
+) -> tuple[str, ...]:
+    """Write the store of the named groups of texts; return what is to be said of how it was done."""
+    end = _end_of_text(tokenizer) if len(corpus.texts) > 1 else None
+    faster = faster_gpt2(tokenizer, corpus.texts)
+    done, total = 0, sum(map(len, corpus.texts))
+
+    def count(characters: int) -> None:
+        nonlocal done
+        done += characters
+        if on_progress is not None:
+            on_progress(done, total)
+
+    def encode(texts: Sequence[str]) -> Generator[Tokens]:
+        return encode_texts(texts, tokenizer, end=end, encode=faster.encode, on_piece=count)
+
+    _write_store(folder, tokenizer.vocab_size, {name: encode(texts) for name, texts in parts.items()})
+    return () if faster.note is None else (faster.note,)
+
+
+def _write_store(folder: Path, vocab_size: int, parts: Mapping[str, Generator[Tokens]]) -> None:
+    """Write the ids of each named part into a shard; the folder appears whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        for part, members in texts.items():
-            write_shard(unfinished / f"{part}.bin", _encode(members, tokenizer, end), tokenizer.vocab_size)
+        for part, ids in parts.items():
+            with closing(ids):  # ends its threads when writing fails
+                write_shard(unfinished / f"{part}.bin", ids, vocab_size)
         _publish(unfinished, folder)
     except OSError as error:
         raise StorageError(
@@ -211,9 +245,8 @@ def _publish(unfinished: Path, folder: Path) -> None:
             raise
 
 
-def _encode(texts: Sequence[str], tokenizer: Tokenizer, end: int | None) -> Tokens:
-    ending = np.array([] if end is None else [end], dtype=token_dtype(tokenizer.vocab_size))
-    return np.concatenate([part for text in texts for part in (tokenizer.encode(text), ending)])
+def _bytes(texts: Sequence[str]) -> int:
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
 def _check_lengths(data: DataSettings, **lengths: int) -> None:

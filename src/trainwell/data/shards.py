@@ -15,8 +15,9 @@ Knows no text and no tokenizer. The file is a 256-byte header and then the ids, 
 import hashlib
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,28 +38,33 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
     return _DTYPES[2 if vocab_size <= 2**16 else 4]
 
 
-def write_shard(path: Path, tokens: NDArray[np.integer[Any]], vocab_size: int) -> None:
-    """Write `tokens`, shape (n,), as the shard `path`, which appears whole or not at all.
+def write_shard(path: Path, parts: Iterable[NDArray[np.integer[Any]]], vocab_size: int) -> int:
+    """Write the ids of `parts`, each of shape (n,), one after the other as the shard `path`; return how many there are.
 
+    The file appears whole or not at all, and how its ids were divided leaves no trace in it.
     Raises DataError if there are no tokens, or if one of them is not in [0, vocab_size).
     """
-    if tokens.size == 0:
-        raise DataError(f"{path}: there are no tokens to store.")
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocab_size:
-        raise DataError(
-            f"{path}: token id {low if low < 0 else high} is outside the vocabulary of {vocab_size:,} (ids 0 to "
-            f"{vocab_size - 1:,}). Use the tokenizer that made these ids, or one that keeps to its vocabulary."
-        )
-    payload = np.ascontiguousarray(tokens, dtype=token_dtype(vocab_size))
-    digest = hashlib.sha256(_header(payload.itemsize, payload.size, vocab_size, bytes(32)))
-    digest.update(payload.data)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        file.write(_header(payload.itemsize, payload.size, vocab_size, digest.digest()))
-        file.write(payload.data)
-    unfinished.replace(path)
+    dtype = token_dtype(vocab_size)
+    count = 0
+    try:
+        with unfinished.open("wb+") as file:
+            file.write(bytes(_FIELDS.size))  # no header yet: whatever ends this early leaves no shard
+            for tokens in parts:
+                _check_range(path, tokens, vocab_size)
+                file.write(np.ascontiguousarray(tokens, dtype=dtype).data)
+                count += tokens.size
+            if count == 0:
+                raise DataError(f"{path}: there are no tokens to store.")
+            file.seek(_FIELDS.size)
+            digest = _digest(file, _header(dtype.itemsize, count, vocab_size, bytes(32)))
+            file.seek(0)
+            file.write(_header(dtype.itemsize, count, vocab_size, digest))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
 
 
 def open_shard(path: Path, *, vocab_size: int | None = None) -> Tokens:
@@ -70,16 +76,31 @@ def open_shard(path: Path, *, vocab_size: int | None = None) -> Tokens:
         with path.open("rb") as file:
             fields = file.read(_FIELDS.size)
             itemsize, count, stored_vocab_size = _check(path, fields, os.fstat(file.fileno()).st_size)
-            digest = hashlib.sha256(_header(itemsize, count, stored_vocab_size, bytes(32)))
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
+            digest = _digest(file, _header(itemsize, count, stored_vocab_size, bytes(32)))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    if fields != _header(itemsize, count, stored_vocab_size, digest.digest()):
+    if fields != _header(itemsize, count, stored_vocab_size, digest):
         raise _damaged(path, "its contents do not match its SHA-256")
     if vocab_size not in {None, stored_vocab_size}:
         raise DataError(f"{path} has a vocabulary of {stored_vocab_size:,}, but {vocab_size:,} is expected.")
     return np.memmap(path, dtype=_DTYPES[itemsize], mode="r", offset=_FIELDS.size, shape=(count,))
+
+
+def _check_range(path: Path, tokens: NDArray[np.integer[Any]], vocab_size: int) -> None:
+    low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
+    if low < 0 or high >= vocab_size:
+        raise DataError(
+            f"{path}: token id {low if low < 0 else high} is outside the vocabulary of {vocab_size:,} (ids 0 to "
+            f"{vocab_size - 1:,}). Use the tokenizer that made these ids, or one that keeps to its vocabulary."
+        )
+
+
+def _digest(file: BinaryIO, blank_header: bytes) -> bytes:
+    """SHA-256 of a header without its digest, and of what is left of `file`."""
+    digest = hashlib.sha256(blank_header)
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.digest()
 
 
 def _header(itemsize: int, count: int, vocab_size: int, digest: bytes) -> bytes:

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib import metadata
@@ -26,6 +27,7 @@ TOKENIZERS = ("bytes", "chars", "gpt2")
 END_OF_TEXT = "<|endoftext|>"
 
 _BYTE_PIECES = (*(bytes([value]) for value in range(256)), END_OF_TEXT.encode())
+_BLOCK = 2**18
 _FILENAME = "tokenizer.json"
 _KIND = "trainwell"
 _OURS = re.compile(rb'\s*\{\s*"trainwell"')
@@ -165,12 +167,19 @@ class CharsTokenizer:
         """Take the alphabet, in code point order, and whether one more id ends each text."""
         self._characters = characters
         self._ends_texts = ends_texts
-        self._code_points = _code_points(characters)
+        code_points = _code_points(characters)
+        self._missing = len(characters) + 1
+        self._ids = np.full(int(code_points.max(initial=0)) + 2, self._missing, dtype=np.uint32)  # ends with a miss
+        self._ids[code_points] = np.arange(len(characters))
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "CharsTokenizer":
         """Build the alphabet of `texts`, with an end-of-text id if there are several."""
-        characters = "".join(sorted(set().union(*texts)))
+        seen = np.zeros(sys.maxunicode + 1, dtype=bool)
+        for text in texts:
+            for start in range(0, len(text), _BLOCK):
+                seen[_code_points(text[start : start + _BLOCK])] = True
+        characters = "".join(map(chr, np.flatnonzero(seen)))
         if not characters:
             raise DataError("data.tokenizer: chars is built from the characters of the text, and there is no text.")
         return cls(characters, ends_texts=len(texts) > 1)
@@ -193,10 +202,10 @@ class CharsTokenizer:
     def encode(self, text: str) -> Tokens:
         """Return the place of each character in the alphabet, shape (n,); DataError names a character it lacks."""
         wanted = _code_points(text)
-        ids = np.minimum(np.searchsorted(self._code_points, wanted), len(self._characters) - 1)
-        unknown = np.flatnonzero(self._code_points[ids] != wanted)
-        if unknown.size:
-            offset = int(unknown[0])
+        ids = self._ids[np.minimum(wanted, len(self._ids) - 1)]
+        unknown = ids == self._missing
+        if unknown.any():
+            offset = int(unknown.argmax())
             raise DataError(
                 f"the character {text[offset]!r} (U+{ord(text[offset]):04X}) at offset {offset:,} is not among the "
                 f"{len(self._characters)} characters of the training text, and chars knows no others. "
@@ -262,7 +271,7 @@ class FileTokenizer:
         self._inner.no_truncation()
         self._inner.no_padding()
         self._inner.encode_special_tokens = True
-        self._content = content
+        self.content = content  # byte for byte, as the file has it
         self.name = name
         self.identity = _short_hash(content)
         vocab = self._inner.get_vocab(with_added_tokens=True)
@@ -272,7 +281,10 @@ class FileTokenizer:
     def encode(self, text: str) -> Tokens:
         """Return the ids of `text`, shape (n,), without the special tokens that the file may add."""
         _utf8(text)
-        return np.array(self._inner.encode(text, add_special_tokens=False).ids, dtype=token_dtype(self.vocab_size))
+        encoding = self._inner.encode_batch_fast([text], add_special_tokens=False)[
+            0
+        ]  # alone it lets other threads work
+        return np.array(encoding.ids, dtype=token_dtype(self.vocab_size))
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -289,7 +301,7 @@ class FileTokenizer:
         """A second copy that reads special tokens: switching the first one over would change it for other threads."""
         import tokenizers
 
-        reader = tokenizers.Tokenizer.from_buffer(self._content)
+        reader = tokenizers.Tokenizer.from_buffer(self.content)
         reader.no_truncation()
         reader.no_padding()
         return reader
@@ -300,7 +312,7 @@ class FileTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the file's own content as tokenizer.json into `folder`."""
-        (folder / _FILENAME).write_bytes(self._content)
+        (folder / _FILENAME).write_bytes(self.content)
 
 
 def _gpt2_ranks() -> dict[bytes, int]:

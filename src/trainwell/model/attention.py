@@ -1,8 +1,24 @@
 """Causal self-attention over fresh or cached keys and values, and over several documents in a row; for all models."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from trainwell.model.cpu_kernels import CausalAttention
+
+Kernel = Literal["sdpa", "products"]
+"""What computes attention: torch's `scaled_dot_product_attention`, or `cpu_kernels.CausalAttention`."""
+
+_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 class KVCache:
@@ -56,15 +72,26 @@ def normed(heads: Tensor, norm: nn.RMSNorm) -> Tensor:
     return norm(heads.type_as(norm.weight)).type_as(heads)  # type: ignore[no-any-return]
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, mask: Tensor | None = None) -> Tensor:
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    dropout: float,
+    mask: Tensor | None = None,
+    kernel: Kernel = "sdpa",
+) -> Tensor:
     """Scaled dot-product attention of the last T of S tokens: causal, or as `mask` (B, 1, T, S) says.
 
     `queries` and the result are (B, H, T, D), `keys` and `values` (B, K, S, D) where K divides H: with fewer, each
-    head of keys and values serves H / K heads of queries that follow each other.
+    head of keys and values serves H / K heads of queries that follow each other. The `kernel` is for causal attention
+    over fresh keys, which is what training does; the rest is torch's choice.
     """
     new, total = queries.shape[2], keys.shape[2]
     groups = queries.shape[1] // keys.shape[1]
     if mask is None and new == total:
+        if kernel == "products":
+            return _by_products(queries, keys, values, dropout, groups)
         return scaled_dot_product_attention(
             queries, keys, values, dropout_p=dropout, is_causal=True, enable_gqa=groups > 1
         )
@@ -73,3 +100,49 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, mas
     if groups > 1:  # the kernels that take a mask want as many heads everywhere, or hold all scores in memory
         keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
     return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+
+
+def _by_products(queries: Tensor, keys: Tensor, values: Tensor, dropout: float, groups: int) -> Tensor:
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+    return CausalAttention.apply(queries, keys, values, dropout)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def preferring(backend: str) -> AbstractContextManager[object]:
+    """Inside, torch's attention tries flash, efficient, cudnn or math first, then the others; any other name, nothing.
+
+    Enter it once around a run: what is compiled inside keeps the choice. A CPU has flash and math, in this order
+    whatever is preferred, so `math` leaves math alone.
+    """
+    if backend not in _BACKENDS:
+        return nullcontext()
+    first = _BACKENDS[backend]
+    rest = [] if backend == "math" else [other for other in _BACKENDS.values() if other is not first]
+    return sdpa_kernel([first, *rest], set_priority=True)
+
+
+def chosen_backend(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    seq_len: int,
+    dropout: float = 0.0,
+) -> str:
+    """Which of its backends torch takes for causal attention of this shape in training: flash, cudnn, efficient, math.
+
+    Asked as `scaled_dot_product_attention` asks itself: device, type, shape, layout and the preference in force decide.
+    """
+
+    def made(heads: int) -> Tensor:
+        laid_out = torch.empty(1, seq_len, heads, head_dim, device=device, dtype=dtype, requires_grad=True)
+        return laid_out.transpose(1, 2)  # by tokens, as a projection gives them
+
+    keys = made(num_kv_heads)
+    number = torch._fused_sdp_choice(
+        made(num_heads), keys, keys, None, dropout, is_causal=True, enable_gqa=num_heads != num_kv_heads
+    )
+    names = {backend: name for name, backend in _BACKENDS.items()}
+    return names.get(SDPBackend(number), SDPBackend(number).name.lower())

@@ -1,8 +1,11 @@
 """What every architecture here is: a body that gives hidden states, and a head that reads them."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainwell.model.attention import KVCache
 
@@ -14,6 +17,8 @@ class Decoder(nn.Module, ABC):
     """
 
     lm_head: nn.Linear
+    recompute: bool = False
+    """Keep only what enters each block in training, and compute the inside again on the way back."""
 
     def __init__(self, vocab_size: int, seq_len: int, num_labels: int | None) -> None:
         super().__init__()
@@ -46,6 +51,18 @@ class Decoder(nn.Module, ABC):
         With a cache, `ids` continue what it holds. With `documents` (B, T), the number of each token's document, which
         never falls along a row, a token sees its own document only and positions count from its start.
         """
+
+    def through_blocks(self, x: Tensor, cache: KVCache | None, *shared: Any) -> Tensor:
+        """Send `x` (B, T, C) through all blocks, each called with `x`, its number, the cache and what they `shared`.
+
+        With `recompute`, a block leaves its input for the backward pass and nothing else; there it runs once more,
+        with the same random numbers, so that gradients stay the same to the bit (Chen et al., 2016).
+        """
+        again = self.recompute and self.training and cache is None and torch.is_grad_enabled()
+        for layer, block in enumerate(self.blocks):
+            arguments = (x, layer, cache, *shared)
+            x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
+        return x
 
     def new_cache(self) -> KVCache:
         """An empty cache for generating with this model."""

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import init
 
-from trainwell.model.attention import KVCache, attend, normed, place
+from trainwell.model.attention import Kernel, KVCache, attend, normed, place
 from trainwell.model.decoder import Decoder
 
 
@@ -26,6 +26,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
+        self.kernel: Kernel = "sdpa"
         self.c_attn = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.c_proj = nn.Linear(width, width)
         self.q_norm = nn.RMSNorm(width // num_heads, norm_eps) if qk_norm else None
@@ -43,7 +44,8 @@ class Attention(nn.Module):
             keys = normed(keys.transpose(1, 2), self.k_norm).transpose(1, 2)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
-        mixed = attend(queries, keys, values, dropout=self.dropout if self.training else 0.0, mask=mask)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(queries, keys, values, dropout=dropout, mask=mask, kernel=self.kernel)
         return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
 
@@ -130,9 +132,7 @@ class GPT2(Decoder):
         """See `Decoder.hidden`."""
         positions, mask = place(ids, cache, documents)
         x = self.drop(self.wte(ids) + self.wpe(positions))
-        for layer, block in enumerate(self.h):
-            x = block(x, layer, cache, mask)
-        return self.ln_f(x)  # type: ignore[no-any-return]
+        return self.ln_f(self.through_blocks(x, cache, mask))  # type: ignore[no-any-return]
 
 
 def init_torch(model: GPT2, generator: Generator) -> None:

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import init
 from torch.nn.functional import silu
 
-from trainwell.model.attention import KVCache, attend, normed, place
+from trainwell.model.attention import Kernel, KVCache, attend, normed, place
 from trainwell.model.decoder import Decoder
 
 
@@ -89,6 +89,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = head_dim
         self.dropout = dropout
+        self.kernel: Kernel = "sdpa"
         self.q_proj = nn.Linear(width, num_heads * head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=qkv_bias)
         self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=qkv_bias)
@@ -97,14 +98,15 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(head_dim, norm_eps) if qk_norm else None
         self.resid_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, layer: int, rotation: Rotation, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, rotation: Rotation) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         queries = rotation.rotate(self._heads(self.q_proj(x), self.q_norm))
         keys = rotation.rotate(self._heads(self.k_proj(x), self.k_norm))
         values = self._heads(self.v_proj(x), None)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
-        mixed = attend(queries, keys, values, dropout=self.dropout if self.training else 0.0, mask=mask)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(queries, keys, values, dropout=dropout, mask=mask, kernel=self.kernel)
         return self.resid_dropout(self.o_proj(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
@@ -138,9 +140,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(width, norm_eps)
         self.mlp = MLP(width, mlp_width, dropout)
 
-    def forward(self, x: Tensor, layer: int, rotation: Rotation, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, rotation: Rotation) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.self_attn(self.input_layernorm(x), layer, rotation, cache, mask)
+        x = x + self.self_attn(self.input_layernorm(x), layer, cache, mask, rotation)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -223,9 +225,7 @@ class Llama(Decoder):
         positions, mask = place(ids, cache, documents)
         x = self.drop(self.embed_tokens(ids))
         rotation = Rotation.at(positions, self.rope.frequencies(self.head_dim, ids.device), x.dtype)
-        for layer, block in enumerate(self.layers):
-            x = block(x, layer, rotation, cache, mask)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(self.through_blocks(x, cache, mask, rotation))  # type: ignore[no-any-return]
 
 
 def init_llama_torch(model: Llama, generator: Generator) -> None:

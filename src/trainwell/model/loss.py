@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy, linear, log_softmax
+from torch.nn.functional import cross_entropy
 
 from trainwell.errors import ConfigError
+from trainwell.model.head import HeadLoss
 
 _IGNORED = -100
 _CHUNK = 1 << 25
@@ -78,7 +78,7 @@ def _through_head(model: nn.Module, batch: Tokens, chunk: int, z_weight: float) 
     targets = batch.targets.flatten()
     counted = (targets != _IGNORED).nonzero()[:, 0]  # it waits for the device, so not with a forward pass ahead of it
     hidden: Tensor = body.hidden(batch.inputs, **_documents(batch)).flatten(0, 1)
-    return _HeadLoss.apply(  # type: ignore[no-any-return, no-untyped-call]
+    return HeadLoss.apply(  # type: ignore[no-any-return, no-untyped-call]
         hidden,
         body.lm_head.weight,
         counted,
@@ -169,63 +169,3 @@ def _head_dtype(hidden: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return hidden.dtype
-
-
-class _HeadLoss(torch.autograd.Function):
-    """Head, cross-entropy and z-loss in one; its forward pass computes the gradients, its backward pass scales them.
-
-    Of `hidden` (N, C) the rows `counted` (M,) have the targets (M,), and go through `weight` (V, C) `size` at a time,
-    multiplied in `dtype`. With p the softmax of a row's logits, their gradient is p - onehot(target), and the z-loss,
-    `z_weight` (log Z)^2, adds 2 `z_weight` log Z p. Gives the loss and, to be looked at only, its two parts.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        counted: Tensor,
-        targets: Tensor,
-        dtype: torch.dtype,
-        size: int,
-        z_weight: float,
-        differentiable: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.promote_types(dtype, torch.float32)
-        entropy, z = (torch.zeros((), dtype=wide, device=hidden.device) for _ in range(2))
-        of_hidden, of_weight = (differentiable and needed for needed in ctx.needs_input_grad[:2])
-        grad_hidden = torch.zeros_like(hidden) if of_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = weight.to(dtype)
-            for rows, asked in zip(counted.split(size), targets.split(size), strict=True):
-                seen = hidden[rows].to(dtype)
-                logits = linear(seen, head).to(wide)
-                at_target = torch.arange(len(asked), device=asked.device), asked
-                logit = logits[at_target]
-                grad = log_softmax(logits, dim=1)
-                del logits  # as many numbers as the gradient, and no longer needed
-                entropy -= grad[at_target].sum()
-                log_z = logit - grad[at_target] if z_weight else None
-                if log_z is not None:
-                    z += z_weight * log_z.square().sum()
-                if grad_hidden is None and grad_weight is None:
-                    continue
-                grad.exp_()
-                if log_z is not None:
-                    grad *= (1 + 2 * z_weight * log_z)[:, None]
-                grad[at_target] -= 1
-                grad = grad.to(dtype)
-                if grad_hidden is not None:
-                    grad_hidden[rows] = (grad @ head).to(hidden.dtype)
-                if grad_weight is not None:
-                    grad_weight += grad.T @ seen
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
-        ctx.mark_non_differentiable(entropy, z)
-        return entropy + z, entropy, z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_of_parts: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [None if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
-        return *grads, None, None, None, None, None, None

@@ -36,7 +36,8 @@ TABLE = (
         "warn", ("micro_batch", "parallel"), "sums are taken in another order, and dropout, if any, draws other masks"
     ),
     Rule("warn", ("device", "kernels", "compile", "deterministic", "recompute"), "other kernels round otherwise"),
-    Rule("warn", ("fast.matmul", "fast.attention", "fast.shadow_weights"), "other kernels round otherwise"),
+    Rule("warn", ("fast.matmul", "fast.attention", "fast.embedding"), "other kernels round otherwise"),
+    Rule("warn", ("fast.dropout",), "dropout, if any, draws other masks"),
     Rule("warn", ("precision",), "the forward pass rounds to other digits"),
     Rule("warn", ("guard.",), "a step that leaps out may fare otherwise; all others are as they would have been"),
     Rule("refuse", ("duration",), "its schedule is laid out over it"),  # free where schedule.horizon is set

@@ -36,7 +36,11 @@ class MemoryEstimate:
     copies: int
     """The matrices once more in 16 bits, which autocast keeps until the micro-batch is done; 0 in fp32."""
     activations: int
-    """What the forward pass of one micro-batch leaves for the backward pass, up to the head."""
+    """What the forward pass of one micro-batch leaves for the backward pass, up to the head.
+
+    Where blocks are computed again, one of them is in it beside what the head holds, which is by then partly free: a
+    little too much.
+    """
     logits: int
     """What head and loss add to that, their own gradients included."""
 
@@ -87,7 +91,7 @@ def memory(
         gradients=_FLOAT * trained,
         optimizer=_FLOAT * (2 * trained - (hidden if config.optim.name == "muon" else 0)),
         copies=0 if precision == "fp32" else 2 * (hidden + head),
-        activations=tokens * activation_bytes(model, layers, precision != "fp32"),
+        activations=tokens * activation_bytes(model, layers, precision != "fp32", recompute=config.recompute),
         logits=_logits(config, tokens, outputs, num_labels is not None, precision != "fp32"),
     )
 
@@ -111,7 +115,7 @@ def _logits(config: RunConfig, tokens: int, outputs: int, classifier: bool, auto
     return held + _FLOAT * (weights + tokens * config.model.width)
 
 
-def activation_bytes(model: ModelConfig, num_layers: int, autocast: bool) -> int:
+def activation_bytes(model: ModelConfig, num_layers: int, autocast: bool, *, recompute: bool = False) -> int:
     """Bytes of a token that the backward pass through `num_layers` blocks and the final norm needs, fused attention.
 
     Each operation keeps its inputs (Korthikanti et al., 2022, section 4.1). With C the width, HD and KD all heads of
@@ -124,6 +128,8 @@ def activation_bytes(model: ModelConfig, num_layers: int, autocast: bool) -> int
     HD because rotated queries give a mixture that must be laid out anew; and 4M (gate, its SiLU, up, their product).
     Its norms keep what they have divided, too, in float32, as those of queries and keys do. CUDA's fused norms do not,
     and a compiled model keeps less in several places.
+
+    With `recompute` a block keeps its input alone, 4C, and all else is there of one block at a time.
     """
     width, hidden, size = model.width, model.width_of_mlp, (2 if autocast else _FLOAT)
     queries, heads = model.num_heads * model.size_of_head, (model.num_heads + model.kv_heads) * model.size_of_head
@@ -133,8 +139,10 @@ def activation_bytes(model: ModelConfig, num_layers: int, autocast: bool) -> int
     else:
         norm, inner = 2 * _FLOAT * width, (5 if autocast else 2) * width + 2 * heads + queries + 4 * hidden
     per_block = size * inner + 2 * norm + (2 * _FLOAT * heads if model.qk_norm else 0)
-    masks = 2 * width if model.dropout else 0
-    return num_layers * (per_block + masks) + norm + size * width
+    per_block += 2 * width if model.dropout else 0  # its masks
+    entering = _FLOAT * width
+    kept = num_layers * entering + (per_block - entering) if recompute else num_layers * per_block
+    return kept + norm + size * width
 
 
 def planned_memory(plan: Plan, further: int = 0) -> MemoryEstimate | None:

@@ -1,0 +1,1 @@
+"""How fast trainwell trains beside its peers on this machine: `python -m benchmarks.speed`."""

@@ -1,0 +1,141 @@
+"""Which kernels a run computes with: chosen by what this machine and this model gain from, and every choice a key.
+
+`kernels: reference` turns all of it off. Measurements are in docs/performance.md.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from trainwell import machine
+from trainwell.config.tree import RunConfig
+from trainwell.errors import ConfigError
+from trainwell.model.attention import chosen_backend, preferring
+from trainwell.model.fast import use_attention, use_cpu_dropout, use_row_gradients
+from trainwell.planning.memory import Precision, in_chunks
+from trainwell.planning.resolve import Plan
+
+_ATTENTION = {
+    "cpu": ("sdpa", "flash", "math", "products"),
+    "cuda": ("sdpa", "flash", "efficient", "cudnn", "math"),
+    "mps": ("sdpa", "math"),
+}
+_WORTH_A_RACE = 10**12
+"""FLOPs of a run from which on it pays to spend half a second on finding the faster product of matrices."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What was chosen; the defaults are those of `kernels: reference`."""
+
+    matmul: Literal["default", "onednn"] = "default"
+    """What multiplies fp32 matrices on a CPU."""
+    attention: str = "sdpa"
+    """What computes attention: torch's choice, one of its backends, or products."""
+    backend: str = "math"
+    """Which of its backends torch chose; where `attention` is products, it is not asked in training."""
+    dropout: Literal["default", "bits"] = "default"
+    """How masks are drawn."""
+    embedding: Literal["default", "rows"] = "default"
+    """What the gradient of a tied embedding is made of."""
+    keep_memory: bool = False
+    """Whether freed memory is kept for the next step."""
+
+    def words(self, *, dropout: bool) -> list[str]:
+        """The choices that are not torch's own, in words; of `dropout` only where there is any."""
+        return [
+            *(["oneDNN matmul"] if self.matmul == "onednn" else []),
+            f"attention by {'products' if self.attention == 'products' else self.backend}",
+            *(["dropout by bits"] if dropout and self.dropout == "bits" else []),
+            *(["embedding gradient by rows"] if self.embedding == "rows" else []),
+            *(["freed memory kept"] if self.keep_memory else []),
+        ]
+
+    def use_in_process(self) -> None:
+        """Make the choices that hold for the whole process."""
+        if self.matmul == "onednn":
+            machine.use_matmul("onednn")
+        if self.keep_memory:
+            machine.keep_freed_memory()
+
+    def preferred(self) -> AbstractContextManager[object]:
+        """Inside, torch's attention takes the backend that was asked for, where it can."""
+        return preferring(self.attention)
+
+    def use_in(self, model: nn.Module, *, own_loss: bool) -> None:
+        """Give a model of trainwell its kernels; with a loss that is not ours its head may have no gradient."""
+        use_attention(model, "products" if self.attention == "products" else "sdpa")
+        if self.dropout == "bits":
+            use_cpu_dropout(model)
+        if self.embedding == "rows" and own_loss:
+            use_row_gradients(model)
+
+
+def choose(
+    config: RunConfig,
+    plan: Plan,
+    device: str,
+    precision: Precision,
+    compiled: bool,
+    recorded: dict[str, Any],
+    say: Callable[[str], None],
+) -> Kernels:
+    """Make every choice: as asked for, as `recorded` of the same run, or what is faster; `say` hears what a race gave.
+
+    Raises ConfigError for a kernel that the device does not have.
+    """
+    _refuse_foreign(config, device)
+    if config.kernels == "reference":
+        return Kernels(backend=_backend(config, plan, device, precision))
+    eager_cpu = device == "cpu" and not compiled
+    rows = config.model.tie_head and config.task == "pretrain" and in_chunks(config, plan.vocab_size or 0)
+    products = eager_cpu and (precision == "bf16" or config.model.dropout > 0)
+    auto: dict[str, Callable[[], object]] = {
+        "matmul": lambda: _matmul(plan, say) if device == "cpu" and precision == "fp32" else "default",
+        "attention": lambda: "products" if products else "sdpa",
+        "dropout": lambda: "bits" if eager_cpu else "default",
+        "embedding": lambda: "rows" if eager_cpu and rows else "default",
+        "keep_memory": lambda: device == "cpu",
+    }
+    made: dict[str, Any] = {}
+    for key, choice in auto.items():
+        asked = getattr(config.fast, key)
+        made[key] = asked if asked != "auto" else recorded[key] if key in recorded else choice()
+    with preferring(made["attention"]):
+        return Kernels(**made, backend=_backend(config, plan, device, precision))
+
+
+def _backend(config: RunConfig, plan: Plan, device: str, precision: Precision) -> str:
+    model = config.model
+    return chosen_backend(
+        torch.device(device),
+        {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision],
+        num_heads=model.num_heads,
+        num_kv_heads=model.kv_heads,
+        head_dim=model.size_of_head,
+        seq_len=plan.seq_len,
+        dropout=model.dropout,
+    )
+
+
+def _refuse_foreign(config: RunConfig, device: str) -> None:
+    attention = config.fast.attention
+    if attention != "auto" and attention not in _ATTENTION[device]:
+        raise ConfigError(
+            f"fast.attention: {attention} is not to be had on {device}; allowed there are auto, "
+            f"{', '.join(_ATTENTION[device])}"
+        )
+
+
+def _matmul(plan: Plan, say: Callable[[str], None]) -> Literal["default", "onednn"]:
+    tokens = plan.batch.tokens_before(plan.num_steps)
+    if tokens * plan.config.model.width**2 * plan.config.model.num_layers * 72 < _WORTH_A_RACE:
+        return "default"
+    wins, why = machine.onednn_wins(512, plan.config.model.width)
+    if wins:
+        say(f"fp32 matmul by oneDNN: {why} (fast.matmul default turns it off)")
+    return "onednn" if wins else "default"

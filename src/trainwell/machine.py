@@ -1,0 +1,99 @@
+"""What this machine's processor and allocator can do for training. Knows torch and the system, no configuration."""
+
+import ctypes
+import platform
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from statistics import median
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_T = TypeVar("_T")
+
+EXACT = 1e-6
+"""Relative error against float64 up to which a product of float32 matrices counts as computed in float32."""
+
+_FASTER = 1.05
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""glibc's names in malloc.h."""
+
+
+def native_bf16() -> bool:
+    """Whether the CPU multiplies bf16 itself; where it does not, torch emulates it and is slower than in float32."""
+    if platform.machine() in {"x86_64", "AMD64"}:
+        return torch.cpu._is_avx512_bf16_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees for what it allocates next; say whether the allocator can.
+
+    A step frees and allocates hundreds of megabytes in large blocks, which glibc takes from the system and gives back
+    one by one: each page of them faults and is zeroed again. Kept, they come from the heap, and the process stays as
+    large as it was at its largest. glibc alone has these switches; others keep memory by themselves.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@cache
+def onednn_wins(rows: int, width: int) -> tuple[bool, str]:
+    """Whether oneDNN multiplies float32 matrices faster than torch's default and as exactly, and the reason in words.
+
+    On AMD's CPUs with AVX-512 torch's default takes a path for AVX2. oneDNN is asked for with
+    `set_float32_matmul_precision("medium")`, which allows bf16 where AMX has it: so never there, and nowhere without a
+    check against float64. The race is of (rows, width) times (width, 4 width), the product of an MLP.
+    """
+    if platform.machine() not in {"x86_64", "AMD64"} or not torch.cpu._is_avx512_supported():
+        return False, "the CPU has no AVX-512"
+    if torch.cpu._is_amx_tile_supported():
+        return False, "the CPU has AMX, where oneDNN would round to bf16"
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, width, generator=generator)
+    right = torch.randn(width, 4 * width, generator=generator)
+    error = _with_onednn(lambda: relative_error(left, right))
+    if error > EXACT:
+        return False, f"oneDNN's products are off by {error:.1e}"
+    default, onednn = _race(lambda: left @ right)
+    return default > _FASTER * onednn, f"{default / onednn:.2f} times as fast as the default, off by {error:.0e}"
+
+
+def relative_error(left: Tensor, right: Tensor) -> float:
+    """How far the product of two float32 matrices is from the one in float64, in the Frobenius norm."""
+    exact = left.double() @ right.double()
+    return float((left @ right - exact).norm() / exact.norm())
+
+
+def use_matmul(name: str) -> None:
+    """Let products of float32 matrices on a CPU be oneDNN's (`onednn`), or what torch takes by itself (`default`)."""
+    torch.set_float32_matmul_precision("medium" if name == "onednn" else "highest")
+
+
+def _race(product: Callable[[], Tensor], rounds: int = 7) -> tuple[float, float]:
+    """Median seconds of a product by default and by oneDNN, taken in turn after one of each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 1):
+        times[0].append(_seconds(product))
+        times[1].append(_with_onednn(lambda: _seconds(product)))
+    return median(times[0][1:]), median(times[1][1:])
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def _with_onednn(work: Callable[[], _T]) -> _T:
+    before = torch.get_float32_matmul_precision()
+    use_matmul("onednn")
+    try:
+        return work()
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,34 @@
+"""Give a model the kernels that were chosen for it. No weight and no name of one changes."""
+
+from torch import nn
+
+from trainwell.model import gpt2, llama
+from trainwell.model.attention import Kernel
+from trainwell.model.cpu_kernels import Dropout
+
+
+def use_attention(model: nn.Module, kernel: Kernel) -> None:
+    """Let every attention of one of trainwell's models be computed by `kernel`."""
+    for module in model.modules():
+        if isinstance(module, gpt2.Attention | llama.Attention):
+            module.kernel = kernel
+
+
+def use_cpu_dropout(model: nn.Module) -> None:
+    """Put `cpu_kernels.Dropout` in the place of every `nn.Dropout`."""
+    for module in list(model.modules()):
+        for name, part in module.named_children():
+            if type(part) is nn.Dropout:
+                setattr(module, name, Dropout(part.p))
+
+
+def use_row_gradients(model: nn.Module) -> None:
+    """Let a tied embedding give its gradient as the rows that were read, to be added to the head's, which is whole.
+
+    Only for a model whose head has a gradient of that size anyway: alone it would stay sparse, which no optimizer here
+    takes.
+    """
+    head = getattr(model, "lm_head", None)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and head is not None and module.weight is head.weight:
+            module.sparse = True

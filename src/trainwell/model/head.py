@@ -1,0 +1,104 @@
+"""The head and the loss of what it gives as one operation, which never holds the logits of a batch in float32."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear, log_softmax
+
+_SLICE = 1 << 20
+"""Logits that a CPU turns into probabilities at a time: 4 MiB, which its caches hold between the passes."""
+
+
+class HeadLoss(torch.autograd.Function):
+    """Head, cross-entropy and z-loss in one: the logits of a chunk of rows become their own gradient, in place.
+
+    Of `hidden` (N, C) the rows `counted` (M,) have the targets (M,), and go through `weight` (V, C) `size` at a time,
+    multiplied in `dtype`. With p the softmax of a row's logits, their gradient is p - onehot(target), and the z-loss,
+    `z_weight` (log Z)^2, adds 2 `z_weight` log Z p. Gives the loss and, to be looked at only, its two parts.
+
+    A single chunk waits, in `dtype`, for the backward pass to multiply it further. Of several, which together are what
+    must not be held, the products are taken at once and summed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        counted: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        size: int,
+        z_weight: float,
+        differentiable: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, its cross-entropy and its weighted z-loss: scalars in float32 or wider."""
+        ctx.wanted = tuple(differentiable and needed for needed in ctx.needs_input_grad[:2])
+        ctx.types = hidden.dtype, weight.dtype
+        ctx.waits = len(targets) <= size
+        wide = torch.promote_types(dtype, torch.float32)
+        sums = torch.zeros(2, dtype=wide, device=hidden.device)
+        of_hidden = torch.zeros_like(hidden) if ctx.wanted[0] and not ctx.waits else None
+        of_weight = torch.zeros_like(weight, dtype=wide) if ctx.wanted[1] and not ctx.waits else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            head = weight.to(dtype)
+            for rows, asked in zip(counted.split(size), targets.split(size), strict=True):
+                seen = hidden[rows].to(dtype)
+                logits = linear(seen, head)
+                sums += _loss_and_gradient(logits, asked, wide, z_weight, wanted=any(ctx.wanted))
+                if of_hidden is not None:
+                    of_hidden[rows] = (logits @ head).to(hidden.dtype)
+                if of_weight is not None:
+                    of_weight += logits.T @ seen
+        if ctx.waits and any(ctx.wanted):
+            ctx.rows = len(hidden)
+            ctx.save_for_backward(counted, seen, logits, head)
+        elif any(ctx.wanted):
+            ctx.save_for_backward(of_hidden, None if of_weight is None else of_weight.to(weight.dtype))
+        entropy, z = sums.unbind()
+        ctx.mark_non_differentiable(entropy, z)
+        return sums.sum(), entropy, z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_of_parts: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of `hidden` and `weight`, in their types."""
+        if not ctx.waits:
+            return *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), *[None] * 6
+        counted, seen, grad_logits, head = ctx.saved_tensors
+        of_hidden = of_weight = None
+        if ctx.wanted[0]:
+            of_hidden = head.new_zeros((ctx.rows, head.shape[1]), dtype=ctx.types[0])
+            of_hidden[counted] = _scaled(grad_logits @ head, grad_loss, ctx.types[0])
+        if ctx.wanted[1]:
+            of_weight = _scaled(grad_logits.T @ seen, grad_loss, ctx.types[1])
+        return of_hidden, of_weight, *[None] * 6
+
+
+def _scaled(product: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`product` times a scalar, in `dtype`; in one pass, since a factor with dimensions is not narrowed first."""
+    return product.mul_(factor) if product.dtype == dtype else (product * factor.view(1, 1)).to(dtype)
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor, wide: torch.dtype, z_weight: float, *, wanted: bool) -> Tensor:
+    """Cross-entropy and weighted z-loss of `logits` (n, V), (2,); where `wanted`, the logits become the gradient."""
+    rows = max(1, _SLICE // logits.shape[1] if logits.device.type == "cpu" else len(logits))
+    sums = torch.zeros(2, dtype=wide, device=logits.device)
+    for part, asked in zip(logits.split(rows), targets.split(rows), strict=True):
+        at_target = torch.arange(len(asked), device=asked.device), asked
+        grad = log_softmax(part, dim=1, dtype=wide)
+        surprise = grad[at_target]
+        sums[0] -= surprise.sum()
+        log_z = part[at_target].to(wide) - surprise if z_weight else None
+        if log_z is not None:
+            sums[1] += z_weight * log_z.square().sum()
+        if not wanted:
+            continue
+        grad.exp_()
+        if log_z is not None:
+            grad *= (1 + 2 * z_weight * log_z)[:, None]
+        grad[at_target] -= 1
+        part.copy_(grad)
+    return sums
