@@ -12,6 +12,7 @@ import torch
 from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
+from trainwell.machine import native_bf16
 from trainwell.planning.resolve import resolve
 from trainwell.runs.rundir import RunDir
 from trainwell.settings import Settings, decide, environment, recorded_settings
@@ -154,3 +155,21 @@ def test_the_configuration_is_not_changed_by_deciding() -> None:
     config: RunConfig = load("demo", flags={"device": "cpu"})
     decide(config, resolve(config), None, print)
     assert config == load("demo", flags={"device": "cpu"})
+
+
+@pytest.mark.skipif(native_bf16(), reason="this CPU has bf16 of its own")
+def test_bf16_that_would_be_emulated_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"precision: bf16 would be emulated on this CPU.*give fp32, or auto"):
+        decided(precision="bf16")
+
+
+def test_a_run_from_before_there_were_kernels_to_choose_keeps_its_own() -> None:
+    before = asdict(decided(precision="fp32", **{"model.dropout": 0.1}))
+    assert decided(before, precision="fp32", **{"model.dropout": 0.1}).fast.attention == "products"
+    del before["fast"]
+    assert decided(before, precision="fp32", **{"model.dropout": 0.1}).fast.attention == "sdpa"
+
+
+def test_on_another_device_kernels_are_chosen_anew() -> None:
+    before = asdict(decided()) | {"device": "cuda", "fast": {"attention": "cudnn"}}
+    assert decided(before, []).fast.attention == "sdpa"

@@ -1,8 +1,11 @@
 """What is trained in every comparison: the model, its first weights, the tokens, and which of them a step reads.
 
 Everybody gets the same of each, so that losses can be compared and times mean the same work. Knows no contestant.
+`python -m benchmarks.speed.cases --case C --folder F` writes it all and says in a line of JSON what the tokens are: in
+a process of its own, since on Linux a process begins with the peak of memory of the one that started it.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Iterator
@@ -173,3 +176,16 @@ def open_tokens(folder: Path) -> NDArray[np.int64]:
 def open_weights(folder: Path) -> dict[str, Tensor]:
     """The weights that `prepare` wrote."""
     return load_file(folder / "weights.safetensors")
+
+
+def main() -> None:
+    """Write what the command line asks for."""
+    parser = argparse.ArgumentParser(description="tokens and weights of a case")
+    parser.add_argument("--case", choices=sorted(CASES), required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    asked = parser.parse_args()
+    print(json.dumps({"tokens": prepare(CASES[asked.case], asked.folder)}))
+
+
+if __name__ == "__main__":
+    main()

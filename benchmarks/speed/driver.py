@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import compare, extras, page, whole
-from benchmarks.speed.cases import CASES, prepare
+from benchmarks.speed.cases import CASES
 from benchmarks.speed.machine import ROOT, describe
-from benchmarks.speed.processes import start
+from benchmarks.speed.processes import prepare, start
 
 RESULTS = ROOT / "benchmarks" / "results"
 STEP_CASES = ("124m-2x256", "124m-4x1024", "tiny")
@@ -95,7 +95,7 @@ def _steps(name: str, precision: str, peers: Sequence[str], asked: argparse.Name
     case = replace(CASES[name], steps=steps)
     present = [peer for peer in peers if peer not in _PACKAGES or find_spec(_PACKAGES[peer])]
     with tempfile.TemporaryDirectory() as made:
-        source = prepare(case, Path(made))
+        source = prepare(name, Path(made))
         chosen = compare.entries([compare.OURS, *present], asked.settings)
         rows = compare.run(case, precision, chosen, Path(made), steps, nanogpt=asked.nanogpt)
     for peer in peers:

@@ -48,9 +48,14 @@ def largest_difference(losses: Sequence[float], others: Sequence[float]) -> floa
 
 
 def stall_s(seconds: Sequence[float], at: Sequence[int], usual: float) -> float:
-    """By how much the longest step next to one of the steps `at` was longer than `usual`; 0 where none was."""
-    near = {index for step in at for index in (step - 1, step, step + 1, step + 2) if 0 <= index < len(seconds)}
+    """By how much the longest of the steps `at` and the two after each was longer than `usual`; 0 where there is none."""
+    near = [index for index in next_to(at) if 0 <= index < len(seconds)]
     return max((seconds[index] - usual for index in near), default=0.0)
+
+
+def next_to(at: Sequence[int]) -> set[int]:
+    """Those steps, and the two after each."""
+    return {step + after for step in at for after in (0, 1, 2)}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -21,6 +21,7 @@ def build(job: Job, folder: Path, **keys: Any) -> Run:
     keys = {
         "duration": job.steps,
         "batch_size": case.batch_size,
+        "micro_batch": "auto",
         "precision": job.precision,
         "init_from": str(job.folder / "gpt2"),
         "optim": {"lr": case.lr, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY, "max_grad_norm": CLIP},
@@ -58,18 +59,22 @@ def ours_reference(job: Job, clock: Clock) -> None:
     ours(job, clock, kernels="reference")
 
 
-def ours_stalls(job: Job, clock: Clock) -> None:
-    """The same while states are saved and evaluated; notes which steps that was after."""
-    saves, evaluations = max(job.steps // (_SAVES + 1), 1), max(job.steps // (_EVALUATIONS + 1), 1)
-    clock.notes["saved"] = list(range(saves - 1, job.steps - 1, saves))
-    clock.notes["evaluated"] = list(range(evaluations - 1, job.steps - 1, evaluations))
-    ours(
-        job,
-        clock,
-        val=job.examples(),
-        eval={"every": evaluations, "batches": 1},
-        checkpoint={"every": saves, "keep": 1},
-    )
+def ours_saves(job: Job, clock: Clock) -> None:
+    """The same while states are saved; notes which steps that was after."""
+    every = _note(job, clock, _SAVES)
+    ours(job, clock, checkpoint={"every": every, "keep": 1})
+
+
+def ours_evaluations(job: Job, clock: Clock) -> None:
+    """The same with evaluations of one batch; notes which steps they were after."""
+    every = _note(job, clock, _EVALUATIONS)
+    ours(job, clock, val=job.examples(), eval={"every": every, "batches": 1})
+
+
+def _note(job: Job, clock: Clock, times: int) -> int:
+    every = max(job.steps // (times + 1), 1)
+    clock.notes["after"] = list(range(every - 1, job.steps - 1, every))
+    return every
 
 
 def raw_ours_model(job: Job, clock: Clock) -> None:

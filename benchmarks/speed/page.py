@@ -128,7 +128,7 @@ def _overhead(rows: list[dict[str, Any]]) -> float:
 
 
 def _stall(result: dict[str, Any]) -> float:
-    found = [part["save_stall_s"] for part in result["extras"].get("stalls", {}).values() if "save_stall_s" in part]
+    found = [part["saves"]["stall_s"] for part in result["extras"].get("stalls", {}).values() if "saves" in part]
     return max(found, default=_NAN)
 
 

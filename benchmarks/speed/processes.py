@@ -46,6 +46,14 @@ def environment(*, ours: bool) -> dict[str, str]:
     return (_OURS if ours else {}) | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+def prepare(case: str, folder: Path) -> str:
+    """Have the tokens and weights of a case written; say what the tokens are. RuntimeError where that failed."""
+    answer = start("benchmarks.speed.cases", ["--case", case, "--folder", str(folder)], ours=False).answer
+    if "tokens" not in answer:
+        raise RuntimeError(f"{case} could not be prepared: {answer['left_out']}")
+    return str(answer["tokens"])
+
+
 def start(module: str, arguments: Sequence[str], *, ours: bool, folder: Path | None = None, **more: str) -> Ended:
     """Run `python -m MODULE ARGUMENTS` to its end; `more` goes into its environment."""
     command = [sys.executable, "-m", module, *arguments]

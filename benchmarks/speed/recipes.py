@@ -69,7 +69,10 @@ def book(*, ours: bool, bf16: bool, epochs: int) -> dict[str, Any]:
 
 
 def nanogpt(path: Path, *, ours: bool, bf16: bool, steps: int) -> dict[str, Any]:
-    """2,000 steps of 12 x 64 characters. Beside its own estimates, the whole held-out text is evaluated, not timed."""
+    """2,000 steps of 12 x 64 characters; `seconds` of its course are those of training alone.
+
+    Beside its own estimates the whole held-out text is evaluated, so that losses can be compared.
+    """
     sys.path.insert(0, str(path))
     theirs = importlib.import_module("model")
     text = read_text()
@@ -92,9 +95,9 @@ def nanogpt(path: Path, *, ours: bool, bf16: bool, steps: int) -> dict[str, Any]
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         if step % _EVERY == 0:
+            paused = time.perf_counter()
             with autocast:
                 _estimate(model, train, val)
-                paused = time.perf_counter()
                 course.append({"step": step, "seconds": paused - begin - outside, "val_loss": _whole(model, val)})
             outside += time.perf_counter() - paused
             ends.append(None)

@@ -49,7 +49,7 @@ def main() -> None:
         path = Path(folder) / "text.txt"
         path.write_text(text, encoding="utf-8")
         for name in ("gpt2", "bytes"):
-            data = DataConfig(path=str(path), tokenizer=name, seq_len=256)
+            data = DataConfig(corpus=None, path=str(path), tokenizer=name, seq_len=256)
             rates[f"ours, {name}"] = megabytes_per_s(size, partial(prepare, data, cache=Path(folder) / "cache"))
     encoding = Gpt2Tokenizer().encoding
     rates["tiktoken, one thread"] = megabytes_per_s(size, lambda: encoding.encode_ordinary(text))

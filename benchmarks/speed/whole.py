@@ -15,6 +15,7 @@ from benchmarks.speed import figures
 from benchmarks.speed.processes import Ended, start
 
 from trainwell.runs.metrics import MetricsFile
+from trainwell.runs.samples import SamplesFile
 
 _TEXTS = {"book": "the-verdict.txt", "nanogpt": "tinyshakespeare.txt"}
 _RECIPES = {"book": "book", "nanogpt": "shakespeare-char"}
@@ -68,7 +69,7 @@ def _ours(case: str, precision: str, more: Sequence[str]) -> dict[str, Any]:
         return row | {
             "steps": len(records.train),
             "evaluations": len(records.val),
-            "samples": (folder / "run" / "samples.txt").read_text(encoding="utf-8").count("\n=="),
+            "samples": len(SamplesFile(folder / "run" / "samples.txt").read()),
             "step_s": vars(figures.spread([value["train/step_ms"] / 1000 for value in records.train])),
             "train_losses": [value["train/loss"] for value in records.train],
             "val_losses": [value["val/loss"] for value in records.val],

@@ -171,7 +171,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     device = torch.device(settings.device)
     model = _model(config, given, plan, len(data.labels) or None, device)
     if given.model is None:
-        settings.fast.use_in(model, own_loss=given.loss is None)
+        settings.fast.use_in(model)
     fresh = start.parent is None and not saved_steps(start.run_dir.checkpoints)
     if config.init_from is not None and fresh:
         load_weights(model, config.init_from, labels=data.labels)
@@ -243,7 +243,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
 
 
 def _fitted(trainer: Trainer, data: Data, plan: Plan, settings: Settings) -> Settings:
-    """The settings with the largest micro-batch that a GPU has memory for, tried on the first batch; else the estimate."""
+    """The settings, on a GPU with the largest micro-batch that it has memory for, as the first batch shows."""
     if settings.device != "cuda":
         return settings
     whole = max(plan.batch.batch_size, 1)

@@ -15,8 +15,8 @@ from trainwell import machine
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError
 from trainwell.model.attention import chosen_backend, preferring
-from trainwell.model.fast import use_attention, use_cpu_dropout, use_row_gradients
-from trainwell.planning.memory import Precision, in_chunks
+from trainwell.model.fast import use_attention, use_cpu_dropout
+from trainwell.planning.memory import Precision
 from trainwell.planning.resolve import Plan
 
 _ATTENTION = {
@@ -40,8 +40,6 @@ class Kernels:
     """Which of its backends torch chose; where `attention` is products, it is not asked in training."""
     dropout: Literal["default", "bits"] = "default"
     """How masks are drawn."""
-    embedding: Literal["default", "rows"] = "default"
-    """What the gradient of a tied embedding is made of."""
     keep_memory: bool = False
     """Whether freed memory is kept for the next step."""
 
@@ -51,7 +49,6 @@ class Kernels:
             *(["oneDNN matmul"] if self.matmul == "onednn" else []),
             f"attention by {'products' if self.attention == 'products' else self.backend}",
             *(["dropout by bits"] if dropout and self.dropout == "bits" else []),
-            *(["embedding gradient by rows"] if self.embedding == "rows" else []),
             *(["freed memory kept"] if self.keep_memory else []),
         ]
 
@@ -66,13 +63,11 @@ class Kernels:
         """Inside, torch's attention takes the backend that was asked for, where it can."""
         return preferring(self.attention)
 
-    def use_in(self, model: nn.Module, *, own_loss: bool) -> None:
-        """Give a model of trainwell its kernels; with a loss that is not ours its head may have no gradient."""
+    def use_in(self, model: nn.Module) -> None:
+        """Give a model of trainwell its kernels."""
         use_attention(model, "products" if self.attention == "products" else "sdpa")
         if self.dropout == "bits":
             use_cpu_dropout(model)
-        if self.embedding == "rows" and own_loss:
-            use_row_gradients(model)
 
 
 def choose(
@@ -92,13 +87,11 @@ def choose(
     if config.kernels == "reference":
         return Kernels(backend=_backend(config, plan, device, precision))
     eager_cpu = device == "cpu" and not compiled
-    rows = config.model.tie_head and config.task == "pretrain" and in_chunks(config, plan.vocab_size or 0)
     products = eager_cpu and (precision == "bf16" or config.model.dropout > 0)
     auto: dict[str, Callable[[], object]] = {
         "matmul": lambda: _matmul(plan, say) if device == "cpu" and precision == "fp32" else "default",
         "attention": lambda: "products" if products else "sdpa",
         "dropout": lambda: "bits" if eager_cpu else "default",
-        "embedding": lambda: "rows" if eager_cpu and rows else "default",
         "keep_memory": lambda: device == "cpu",
     }
     made: dict[str, Any] = {}

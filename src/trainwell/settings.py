@@ -51,7 +51,7 @@ class Settings:
     deterministic: bool
     """Whether only deterministic algorithms are used; always on a CPU."""
     fast: Kernels = field(default_factory=Kernels)
-    """What computes matrix products, attention, dropout and the embedding's gradient."""
+    """What computes matrix products, attention and dropout."""
     dropout: bool = False
     """Whether the model has any."""
 

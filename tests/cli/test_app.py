@@ -1,6 +1,7 @@
 """The command itself: help, exit codes, and that nothing heavy is loaded before it is needed."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trainwell.cli.app import VERBS, main
+from trainwell.cli.app import VERBS, main, say_how_threads_wait
 
 Command = Callable[..., Any]
 Refused = Callable[..., str]
@@ -137,3 +138,31 @@ def test_an_interrupt_before_the_first_step_is_a_stop(
 
     assert ended(["train", "demo", *tiny_flags()], model=interrupted) == 75
     assert capsys.readouterr().err == "trainwell: interrupted\n"
+
+
+def waiting_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: int | None, **given: str) -> dict[str, str]:
+    """What is said of waiting threads on a machine where so many tasks run, this one included; None: no such file."""
+    loads = tmp_path / "loadavg"
+    if running is not None:
+        loads.write_text(f"0.52 0.58 0.59 {running}/67 123\n")
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    say_how_threads_wait(loads)
+    return {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
+
+
+@pytest.mark.parametrize("running", [1, None])
+def test_threads_spin_a_little_on_an_idle_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: int | None
+) -> None:
+    assert waiting_said(monkeypatch, tmp_path, running) == {"GOMP_SPINCOUNT": "10000"}
+
+
+def test_threads_sleep_where_others_want_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert waiting_said(monkeypatch, tmp_path, 2) == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def test_what_the_user_said_of_threads_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert waiting_said(monkeypatch, tmp_path, 1, OMP_WAIT_POLICY="ACTIVE") == {"OMP_WAIT_POLICY": "ACTIVE"}

@@ -29,7 +29,7 @@ def gradients(mixed: Tensor, of: list[Tensor], seed: int = 9) -> list[Tensor]:
     return list(torch.autograd.grad(mixed, of, drawn(seed, *mixed.shape).to(mixed.dtype)))
 
 
-def products(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
+def products(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float) -> Tensor:
     mixed: Any = CausalAttention.apply(queries, keys, values, dropout)  # type: ignore[no-untyped-call]
     return mixed  # type: ignore[no-any-return]
 
@@ -42,7 +42,7 @@ def causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def test_without_dropout_it_is_torch_s_attention_with_the_same_gradients(length: int) -> None:
     given = parts(length)
     theirs = causal(*given)
-    ours = products(*given)
+    ours = products(*given, dropout=0.0)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for own, oracle in zip(gradients(ours, given), gradients(theirs, given), strict=True):
         torch.testing.assert_close(own, oracle, rtol=1e-10, atol=1e-12)
@@ -53,7 +53,7 @@ def test_with_dropout_it_is_softmax_times_the_drawn_mask(length: int) -> None:
     """The oracle draws the same bits block by block, and leaves the gradient to autograd."""
     given, dropout = parts(length), 0.25
     torch.manual_seed(4)
-    ours = products(*given, dropout)
+    ours = products(*given, dropout=dropout)
     torch.manual_seed(4)
     queries, keys, values = (part.flatten(0, 1) for part in given)
     rows = []
@@ -78,7 +78,7 @@ def test_in_bf16_its_gradients_are_as_near_to_float64_as_those_of_torch() -> Non
         found = gradients(mixed, given)
         return max(float((own - true).norm() / true.norm()) for own, true in zip(found, oracle, strict=True))
 
-    assert error(products(*given)) < 1.5 * error(causal(*given)) < 0.01
+    assert error(products(*given, dropout=0.0)) < 1.5 * error(causal(*given)) < 0.01
 
 
 def test_heads_that_share_keys_get_the_gradients_of_all_their_queries() -> None:

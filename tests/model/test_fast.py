@@ -6,17 +6,15 @@ from torch import Tensor, nn
 
 from trainwell.data.batches import MicroBatch
 from trainwell.model.cpu_kernels import Dropout
-from trainwell.model.fast import use_attention, use_cpu_dropout, use_row_gradients
+from trainwell.model.fast import use_attention, use_cpu_dropout
 from trainwell.model.gpt2 import GPT2, init_gpt2
 from trainwell.model.loss import head_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def model(*, tie_head: bool = True, dropout: float = 0.0) -> GPT2:
-    made = GPT2(
-        vocab_size=40, seq_len=12, num_layers=2, num_heads=2, width=8, tie_head=tie_head, dropout=dropout
-    ).double()
+def model(*, dropout: float = 0.0) -> GPT2:
+    made = GPT2(vocab_size=40, seq_len=12, num_layers=2, num_heads=2, width=8, dropout=dropout).double()
     init_gpt2(made, torch.Generator().manual_seed(0))
     return made
 
@@ -30,17 +28,6 @@ def gradients_of_two(of: nn.Module) -> dict[str, Tensor]:
     for seed in range(2):
         head_loss(of, rows(seed)).backward()
     return {name: weight.grad for name, weight in of.named_parameters() if weight.grad is not None}
-
-
-@pytest.mark.parametrize("tie_head", [True, False])
-def test_gradients_by_rows_equal_the_whole_matrix(tie_head: bool) -> None:
-    plain, by_rows = model(tie_head=tie_head), model(tie_head=tie_head)
-    use_row_gradients(by_rows)
-    assert by_rows.wte.sparse == tie_head
-    expected, found = gradients_of_two(plain), gradients_of_two(by_rows)
-    assert all(gradient.layout == torch.strided for gradient in found.values())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14, msg=name)
 
 
 def test_attention_by_products_gives_the_same_gradients() -> None:

@@ -66,7 +66,7 @@ def main(tokens: Sequence[str] | None = None, given: Mapping[str, Any] | None = 
 
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; messages go to stderr."""
-    _say_how_threads_wait()
+    say_how_threads_wait()
     try:
         code = app()(sys.argv[1:] if tokens is None else tokens, exit_on_error=False, print_error=False)
     except TrainwellError as error:
@@ -91,7 +91,7 @@ def run(tokens: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _say_how_threads_wait() -> None:
+def say_how_threads_wait(loads: Path = Path("/proc/loadavg")) -> None:
     """Let threads of operations spin a little between them on an idle machine, and sleep on a busy one.
 
     Between the short operations of a small model, falling asleep takes as long as the work; but where another process
@@ -100,7 +100,7 @@ def _say_how_threads_wait() -> None:
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         return
     try:
-        others = int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].split("/")[0]) - 1
+        others = int(loads.read_text(encoding="ascii").split()[3].split("/")[0]) - 1
     except (OSError, ValueError, IndexError):
         others = 0
     if others > 0:

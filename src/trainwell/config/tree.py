@@ -275,8 +275,6 @@ class FastConfig(Section):
     """How a CPU draws dropout: a float for each value (default), or sixteen random bits, which is quicker (bits)."""
     keep_memory: Literal["auto"] | bool = "auto"
     """Keep freed memory for the next step rather than give it back to the system; auto does on a CPU under Linux."""
-    embedding: Literal["auto", "default", "rows"] = "auto"
-    """On a CPU, give a tied embedding's gradient as the rows that were read (rows), or as a whole matrix (default)."""
 
 
 class RunConfig(Section):

@@ -20,15 +20,3 @@ def use_cpu_dropout(model: nn.Module) -> None:
         for name, part in module.named_children():
             if type(part) is nn.Dropout:
                 setattr(module, name, Dropout(part.p))
-
-
-def use_row_gradients(model: nn.Module) -> None:
-    """Let a tied embedding give its gradient as the rows that were read, to be added to the head's, which is whole.
-
-    Only for a model whose head has a gradient of that size anyway: alone it would stay sparse, which no optimizer here
-    takes.
-    """
-    head = getattr(model, "lm_head", None)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and head is not None and module.weight is head.weight:
-            module.sparse = True

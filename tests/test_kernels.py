@@ -1,0 +1,85 @@
+"""Which kernels a run gets: by device, precision and dropout; as its record says; or as it was asked for."""
+
+from dataclasses import asdict
+from typing import Any, cast
+
+import pytest
+
+from trainwell.config.load import load
+from trainwell.config.tree import RunConfig
+from trainwell.errors import ConfigError
+from trainwell.kernels import Kernels, choose
+from trainwell.planning.memory import Precision
+from trainwell.planning.resolve import resolve
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def chosen(
+    precision: str = "fp32",
+    *,
+    compiled: bool = False,
+    recorded: dict[str, Any] | None = None,
+    said: list[str] | None = None,
+    keys: dict[str, Any] | None = None,
+) -> Kernels:
+    config = load("demo", flags={"device": "cpu", **(keys or {})})
+    say = (said if said is not None else []).append
+    return choose(config, resolve(config), "cpu", cast(Precision, precision), compiled, recorded or {}, say)
+
+
+@pytest.mark.parametrize(
+    ("precision", "keys", "attention"),
+    [
+        ("fp32", {}, "sdpa"),
+        ("bf16", {}, "products"),
+        ("fp32", {"model.dropout": 0.1}, "products"),
+        ("bf16", {"kernels": "reference"}, "sdpa"),
+        ("bf16", {"fast.attention": "sdpa"}, "sdpa"),
+        ("fp32", {"fast.attention": "products"}, "products"),
+    ],
+)
+def test_a_cpu_takes_products_where_torch_is_slow(precision: str, keys: dict[str, Any], attention: str) -> None:
+    assert chosen(precision, keys=keys).attention == attention
+
+
+def test_a_compiled_model_has_the_compiler_s_own_kernels() -> None:
+    found = chosen("bf16", compiled=True, keys={"model.dropout": 0.1})
+    assert (found.attention, found.dropout) == ("sdpa", "default")
+
+
+def test_every_choice_of_auto_has_a_key_that_turns_it_off() -> None:
+    keys = {"attention": "sdpa", "dropout": "default", "keep_memory": False, "matmul": "default"}
+    plain = chosen("bf16", keys={f"fast.{key}": value for key, value in keys.items()} | {"model.dropout": 0.1})
+    assert {key: getattr(plain, key) for key in keys} == keys
+    assert set(RunConfig().fast.model_dump()) == set(keys)
+
+
+def test_reference_turns_all_of_it_off() -> None:
+    found = asdict(chosen("bf16", keys={"kernels": "reference", "model.dropout": 0.1}))
+    assert found == asdict(Kernels(backend=found["backend"]))
+
+
+def test_a_recorded_choice_is_made_again_unless_another_is_asked_for() -> None:
+    before = asdict(Kernels(attention="sdpa", dropout="default", keep_memory=False))
+    assert chosen("bf16", recorded=before).attention == "sdpa"
+    assert not chosen("bf16", recorded=before).keep_memory
+    assert chosen("bf16", recorded=before, keys={"fast.attention": "products"}).attention == "products"
+
+
+def test_the_choices_are_named_and_torch_s_own_are_named_by_what_they_come_to() -> None:
+    words = chosen("bf16", keys={"model.dropout": 0.1}).words(dropout=True)
+    assert words == ["attention by products", "dropout by bits", "freed memory kept"]
+    assert chosen().words(dropout=False) == ["attention by flash", "freed memory kept"]
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "efficient"])
+def test_a_kernel_of_another_device_is_refused_naming_those_there_are(attention: str) -> None:
+    with pytest.raises(ConfigError, match=rf"fast.attention: {attention} is not to be had on cpu; allowed there are"):
+        chosen(keys={"fast.attention": attention})
+
+
+def test_a_short_run_holds_no_race_of_matrix_products() -> None:
+    said: list[str] = []
+    assert chosen(keys={"duration": 1}, said=said).matmul == "default"
+    assert said == []
