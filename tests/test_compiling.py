@@ -151,11 +151,11 @@ def test_documents_in_a_row_stay_apart_in_every_architecture(backend: Counting, 
 
 
 @pytest.mark.parametrize("how", [True, "blocks"])
-def test_blocks_that_are_computed_again_drop_the_same(gpt2_of: Make, backend: Counting, how: How) -> None:
+def test_blocks_that_are_computed_again_drop_the_same(gpt2_of: Make, how: How) -> None:
     model, rows = gpt2_of(dropout=0.2), drawn(2)
     expected = looked_at(token_loss, copy.deepcopy(model), rows)
     model.recompute = True
-    compiled = CompiledLoss(token_loss, model, how, one_graph=True, backend=backend)
+    compiled = CompiledLoss(token_loss, model, how, one_graph=True, backend="aot_eager")  # `eager` alone draws anew
     for found, plain in zip(looked_at(compiled, model, rows), expected, strict=True):
         torch.testing.assert_close(found, plain)
 

@@ -164,10 +164,11 @@ def test_bf16_that_would_be_emulated_is_refused() -> None:
 
 
 def test_a_run_from_before_there_were_kernels_to_choose_keeps_its_own() -> None:
-    before = asdict(decided(precision="fp32", **{"model.dropout": 0.1}))
-    assert decided(before, precision="fp32", **{"model.dropout": 0.1}).fast.attention == "products"
+    keys: dict[str, Any] = {"precision": "fp32", "model.dropout": 0.1}
+    before = asdict(decided(**keys))
+    assert decided(before, **keys).fast.attention == "products"
     del before["fast"]
-    assert decided(before, precision="fp32", **{"model.dropout": 0.1}).fast.attention == "sdpa"
+    assert decided(before, **keys).fast.attention == "sdpa"
 
 
 def test_on_another_device_kernels_are_chosen_anew() -> None:

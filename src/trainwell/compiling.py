@@ -103,10 +103,15 @@ class CompiledLoss:
             return self.eager(model, batch)
         if self._tried:
             return self._training(batch)
+        on_cuda = batch.inputs.device.type == "cuda"
+        before = torch.get_rng_state(), torch.cuda.get_rng_state() if on_cuda else None
         try:
             value = self._training(batch)
         except torch._dynamo.exc.TorchDynamoException as error:
             self._give_up(error)
+            torch.set_rng_state(before[0])  # what failed may have drawn before it did
+            if before[1] is not None:
+                torch.cuda.set_rng_state(before[1])
             value = self._training(batch)
         self._tried = True
         return value

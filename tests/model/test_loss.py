@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainwell.model.loss import Compiled, head_loss, label_loss, token_loss, with_parts
+from trainwell.compiling import Compiled
+from trainwell.model.loss import head_loss, label_loss, token_loss, with_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = 7

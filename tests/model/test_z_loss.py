@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
 from trainwell.build import build
+from trainwell.compiling import Compiled
 from trainwell.errors import ConfigError
 from trainwell.evaluate import evaluate
 from trainwell.fit import fit
-from trainwell.model.loss import Compiled, Loss, Parts, head_loss, token_loss, with_parts, z_loss
+from trainwell.model.loss import Loss, Parts, head_loss, token_loss, with_parts, z_loss
 from trainwell.run import Run
 from trainwell.runs.metrics import MetricsFile
 
