@@ -3,8 +3,10 @@
 import json
 import random
 import resource
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder of the test's own, with a cache of its own; return the folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRAINWELL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"torchinductor_{getuser()}"))
     monkeypatch.setenv("COLUMNS", "100")
     return tmp_path
 

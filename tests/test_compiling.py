@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
-from trainwell.compiling import CompiledLoss, How, keep_on_disk, problem_here, worth_compiling
+from trainwell.compiling import CompiledLoss, How, keep_on_disk, worth_compiling
 from trainwell.data.batches import Batch, MicroBatch, Rows, cut
 from trainwell.errors import ConfigError
 from trainwell.evaluate import evaluate
@@ -230,11 +230,6 @@ def test_what_need_not_be_compiled_is_trained_without_after_a_word(gpt2_of: Make
     assert line.endswith("no compiler on this ship")
 
 
-def test_whether_anything_compiles_here_is_known_from_a_line() -> None:
-    assert problem_here(CPU, "eager") is None
-    assert str(problem_here(CPU, broken)).endswith("no compiler on this ship")
-
-
 @pytest.mark.parametrize(
     ("steps", "seconds", "gain", "compiling", "pays"),
     [
@@ -271,8 +266,15 @@ def test_compiled_code_is_kept_in_the_cache_unless_told_where(
 
 
 @pytest.mark.slow
-def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
-    script = "import torch; from trainwell.compiling import problem_here; print(problem_here(torch.device('cpu')))"
-    environment = os.environ | {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert "compiler" in done.stdout
+def test_a_missing_compiler_is_one_message_before_step_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainwell", "train", "demo", "--compile", "true", "--duration", "2"]
+    own = {
+        "CXX": "/nowhere/c++",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kept"),
+        "TRAINWELL_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(command, env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "compiler" in done.stderr
+    assert done.stderr.rstrip().endswith("give compile false to train without")
+    assert "step    0" not in done.stdout

@@ -48,7 +48,7 @@ def largest_difference(losses: Sequence[float], others: Sequence[float]) -> floa
 
 
 def stall_s(seconds: Sequence[float], at: Sequence[int], usual: float) -> float:
-    """By how much the longest of the steps `at` and the two after each was longer than `usual`; 0 where there is none."""
+    """By how much the longest of the steps `at` and of the two after each was longer than `usual`; 0 without any."""
     near = [index for index in next_to(at) if 0 <= index < len(seconds)]
     return max((seconds[index] - usual for index in near), default=0.0)
 

@@ -93,7 +93,7 @@ def table(case: str, found: dict[str, Any]) -> list[str]:
         return [f"- {case}: {found['left_out']}"]
     rows = [row for row in found["rows"] if "left_out" not in row]
     courses = [row["course"] for row in rows if row.get("course")]
-    common = max((course[-1]["val_loss"] for course in courses), default=None)
+    common = max(course[-1]["val_loss"] for course in courses) if len(courses) > 1 else None
     head: tuple[str, ...] = ("", "wall s", "peak GB", "steps", "evals", "samples", "ms a step", "last val loss")
     head += (f"s to {common:.3f}",) if common else ()
     cells = [_cells(row, common) for row in rows]

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainwell.checkpoint.layout import saved_steps
+from trainwell.compiling import CompiledLoss, keep_on_disk
 from trainwell.config import checks, load
 from trainwell.config.tree import RunConfig
 from trainwell.config.values import Duration
@@ -19,7 +20,7 @@ from trainwell.errors import ConfigError, DataError
 from trainwell.fitting import largest_micro_batch, trial
 from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts, template_in
 from trainwell.hellaswag import Question, read_hellaswag
-from trainwell.model.loss import Compiled, Loss, Parts, head_loss, label_loss, token_loss, z_loss
+from trainwell.model.loss import Loss, head_loss, label_loss, token_loss, z_loss
 from trainwell.models import freeze, load_weights, make_model
 from trainwell.optim.groups import describe_groups
 from trainwell.optim.guard import Guard, loss_bound
@@ -175,7 +176,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     fresh = start.parent is None and not saved_steps(start.run_dir.checkpoints)
     if config.init_from is not None and fresh:
         load_weights(model, config.init_from, labels=data.labels)
-    loss = _loss(config, given, data, plan)
+    loss = _loss(config, given, data, plan, settings)
     outputs = len(data.labels) or plan.vocab_size or 0
     optimizer, schedules = _optimizer(config, given, model, outputs, settings), plan.schedules | dict(given.schedules)
     _check_schedules(schedules, optimizer)
@@ -199,12 +200,21 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         settings = _fitted(trainer, data, plan, settings)
         trainer.batches = _batches(config, data, plan, settings)
     config = config.model_copy(update={"micro_batch": settings.micro_batch})
-    trainer.loss = loss = _compiled(loss, model) if settings.compile else loss
+    if settings.compile:
+        keep_on_disk()
+        trainer.loss = loss = CompiledLoss(
+            loss,
+            model,
+            settings.compile,
+            one_graph=given.loss is None and loss is not head_loss,
+            shapes_vary=_buckets(config) or isinstance(data.train, Stream),
+            say=(lambda line: run.console.message(line)) if config.compile == "auto" else None,
+        )
     custom = describe_custom(given, model)
     parameters = sum(tensor.numel() for tensor in model.parameters())
     learning = sum(tensor.numel() for tensor in trainer.parameters)
     own_model = given.model is None
-    return Run(
+    run = Run(
         config=config.model_copy(update={"custom": custom}),
         plan=plan,
         settings=settings,
@@ -240,6 +250,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         parent=start.parent,
         asked_duration=asked,
     )
+    return run
 
 
 def _fitted(trainer: Trainer, data: Data, plan: Plan, settings: Settings) -> Settings:
@@ -298,9 +309,14 @@ def _refuse_own_parts(config: RunConfig) -> None:
         )
 
 
-def _loss(config: RunConfig, given: Given, data: Data, plan: Plan) -> Loss:
-    """The given loss; that of the task; and for a large vocabulary the form that never holds all logits."""
-    weight, chunked = config.optim.z_loss, given.model is None and in_chunks(config, plan.vocab_size or 0)
+def _loss(config: RunConfig, given: Given, data: Data, plan: Plan, settings: Settings) -> Loss:
+    """The given loss; that of the task; and for a large vocabulary the form that never holds all logits.
+
+    On a GPU the compiled form of the plain one holds them in 16 bits alone, and is one graph with the model.
+    """
+    fused = settings.device == "cuda" and settings.compile in (True, "max-autotune")
+    chunked = given.model is None and in_chunks(config, plan.vocab_size or 0) and not fused
+    weight = config.optim.z_loss
     if given.loss is not None:
         if weight:
             raise ConfigError(f"optim.z_loss: {weight:g} has no effect on a loss of your own; add it there, or give 0")
@@ -310,16 +326,6 @@ def _loss(config: RunConfig, given: Given, data: Data, plan: Plan) -> Loss:
     if weight:
         return z_loss(weight, chunk=CHUNK if chunked else None)
     return head_loss if chunked else token_loss
-
-
-def _compiled(loss: Loss, model: nn.Module) -> Loss:
-    """The same loss of the compiled model; the model itself keeps its parameter names and stays eager elsewhere."""
-    compiled = Compiled(model)
-
-    def of_compiled(_model: nn.Module, batch: MicroBatch) -> Tensor | tuple[Tensor, Parts]:
-        return loss(cast(nn.Module, compiled), batch)
-
-    return of_compiled
 
 
 def _check_schedules(schedules: Mapping[str, Schedule], optimizer: Any) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from trainwell.checkpoint.layout import write_synced
 from trainwell.checkpoint.store import why
-from trainwell.data.batches import MicroBatch
+from trainwell.compiling import CompiledLoss
+from trainwell.data.batches import MicroBatch, Prefetch
 from trainwell.errors import StorageError
 from trainwell.evaluate import evaluate
 from trainwell.planning.memory import in_bytes
@@ -32,6 +33,8 @@ def rehearse(run: "Run") -> None:
     Raises StorageError for a folder that cannot be written or cannot take what the run will save.
     """
     run.saver.prepare()
+    if isinstance(run.loss, CompiledLoss) and isinstance(run.batches, Prefetch):  # a stream's batch would be used up
+        run.loss.prepare(run.batches.source(run.trainer.step).micro_batches[0], run.settings.autocast)
     _save(run)
     if run.samples:
         run.generate(1)

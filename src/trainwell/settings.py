@@ -15,17 +15,28 @@ from typing import Any, Literal
 import torch
 
 from trainwell import machine
+from trainwell.compiling import ON_CUDA, worth_compiling
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError, StorageError
 from trainwell.kernels import Kernels, choose
 from trainwell.planning.memory import MemoryEstimate, Precision, memory
+from trainwell.planning.model_size import flops_per_token, num_classes
 from trainwell.planning.resolve import Plan
+from trainwell.planning.speed import UTILISATION
 from trainwell.runs.rundir import RunDir, is_run
+from trainwell.runs.throughput import peak_flops
 
 Compile = bool | Literal["blocks", "max-autotune"]
 
+_COMPILED: dict[Compile, str] = {
+    False: "eager",
+    True: "compiled",
+    "blocks": "compiled by blocks",
+    "max-autotune": "compiled, tuned",
+}
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_COMPILE_PAYS_AFTER_STEPS = 500
+_SOME_GPU = 1e14
+"""FLOP/s in 16 bits of a GPU that is not in the tables."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Settings:
     def line(self) -> str:
         """The choices in one line."""
         optimizer = "fused optimizer" if self.fused else "plain optimizer"
-        compiled = "compiled" if self.compile else "eager"
+        compiled = _COMPILED[self.compile]
         words = [
             f"{self.device} ({self.device_name})",
             self.precision,
@@ -213,9 +224,23 @@ def _precision(config: RunConfig, device: str, before: dict[str, Any], say: Call
 def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any]) -> Compile:
     if config.kernels == "reference":
         return False
+    if config.compile == "max-autotune" and device != "cuda":
+        raise ConfigError(
+            f"compile: max-autotune races kernels of cuda, and this run is on {device}; give true, blocks or auto"
+        )
     if config.compile != "auto":
         return config.compile
-    return bool(before.get("compile", device == "cuda" and plan.num_steps >= _COMPILE_PAYS_AFTER_STEPS))
+    return before["compile"] if "compile" in before else _pays(config, plan, device)
+
+
+def _pays(config: RunConfig, plan: Plan, device: str) -> bool:
+    """Whether a run is long enough to compile for; on a CPU compiling gains nothing over our own kernels."""
+    if device != "cuda" or plan.vocab_size is None:
+        return False
+    peak = peak_flops(torch.cuda.get_device_name(), "bf16") or _SOME_GPU
+    tokens = plan.batch.tokens_before(plan.num_steps) / max(plan.num_steps, 1)
+    flops = flops_per_token(config.model, plan.vocab_size, plan.seq_len, num_labels=num_classes(config))
+    return worth_compiling(plan.num_steps, tokens * flops / (UTILISATION * peak), ON_CUDA.gain, ON_CUDA.seconds)
 
 
 def _micro_batch(config: RunConfig, plan: Plan, device: str, precision: Precision, before: int | None) -> int:

@@ -179,6 +179,10 @@ PROVOKED: list[tuple[str, str, str, Flags, str]] = [
         "the minimum 3e-4 is above the initial rate 3e-5",
     ),
     (
+        "vocabulary-not-padded", "note", "model.pad_vocab_to", {"model.pad_vocab_to": 50257},
+        "a vocabulary of 50,257 is not a multiple of 64",
+    ),
+    (
         "stride-skips-text", "warning", "data.stride", {"data.stride": 200},
         "data.stride 200 is more than data.seq_len 128: 72 of every 200 tokens are never read",
     ),
@@ -368,10 +372,11 @@ def test_the_recipes_that_people_start_with_have_nothing_to_say(plan_of: Any, re
 
 
 def test_the_books_run_is_found_to_be_what_the_book_says_of_it(plan_of: Any) -> None:
-    short, late, passes, few = (finding.what for finding in findings(plan_of("book", tokens=4612)))
+    short, late, passes, odd, few = (finding.what for finding in findings(plan_of("book", tokens=4612)))
     assert short == "the dialect book stops just short of its minimum: the last step has 1.021e-5, 2.1 % above 1e-5"
     assert late == "the first 27 steps are not clipped, during the warmup"
     assert passes.startswith("the run reads its text 15 times")
+    assert odd == "a vocabulary of 50,257 is not a multiple of 64"
     assert few.startswith("0.00043 tokens per parameter, far below the 20 that use the arithmetic best")
 
 

@@ -14,9 +14,10 @@ _SLICE = 1 << 20
 class HeadLoss(torch.autograd.Function):
     """Head, cross-entropy and z-loss in one: the logits of a chunk of rows become their own gradient, in place.
 
-    Of `hidden` (N, C) the rows `counted` (M,) have the targets (M,), and go through `weight` (V, C) `size` at a time,
-    multiplied in `dtype`. With p the softmax of a row's logits, their gradient is p - onehot(target), and the z-loss,
-    `z_weight` (log Z)^2, adds 2 `z_weight` log Z p. Gives the loss and, to be looked at only, its two parts.
+    Of `hidden` (N, C) the rows `counted` (M,), with their targets (M,), negative where there is none, go through
+    `weight` (V, C) `size` at a time, multiplied in `dtype`. With p the softmax of a row's logits, their gradient is
+    p - onehot(target), and the z-loss, `z_weight` (log Z)^2, adds 2 `z_weight` log Z p. Gives the loss and, to be
+    looked at only, its two parts.
 
     A single chunk waits, in `dtype`, for the backward pass to multiply it further. Of several, which together are what
     must not be held, the products are taken at once and summed.
@@ -87,18 +88,17 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, wide: torch.dtype, z_wei
     rows = max(1, _SLICE // logits.shape[1] if logits.device.type == "cpu" else len(logits))
     sums = torch.zeros(2, dtype=wide, device=logits.device)
     for part, asked in zip(logits.split(rows), targets.split(rows), strict=True):
-        at_target = torch.arange(len(asked), device=asked.device), asked
+        real = (asked >= 0).to(wide)  # rows without a target weigh nothing
+        at_target = torch.arange(len(asked), device=asked.device), asked.clamp(min=0)
         grad = log_softmax(part, dim=1, dtype=wide)
         surprise = grad[at_target]
-        sums[0] -= surprise.sum()
-        log_z = part[at_target].to(wide) - surprise if z_weight else None
-        if log_z is not None:
-            sums[1] += z_weight * log_z.square().sum()
-        if not wanted:
-            continue
-        grad.exp_()
-        if log_z is not None:
-            grad *= (1 + 2 * z_weight * log_z)[:, None]
-        grad[at_target] -= 1
-        part.copy_(grad)
+        log_z = part[at_target].to(wide) - surprise
+        sums[0] -= (real * surprise).sum()
+        sums[1] += z_weight * (real * log_z.square()).sum()
+        if wanted:
+            grad.exp_()
+            if z_weight or logits.device.type != "cpu":  # on a CPU all rows are real
+                grad *= (real * (1 + 2 * z_weight * log_z))[:, None]
+            grad[at_target] -= real
+            part.copy_(grad)
     return sums

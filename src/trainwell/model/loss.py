@@ -43,9 +43,9 @@ def token_loss(model: nn.Module, batch: Tokens) -> Tensor:
 def head_loss(model: nn.Module, batch: Tokens, *, chunk: int = _CHUNK) -> Tensor:
     """The loss of `token_loss` without all logits at once, for a model with `.hidden` and `.lm_head`.
 
-    Only positions that have a target go through the head, as many at a time as have `chunk` logits together (at
-    least one; the default is 128 MiB in float32). Gradients are computed in the forward pass, while the logits are
-    there; they cannot be differentiated again. It reads from the device how many targets there are.
+    Positions go through the head as many at a time as have `chunk` logits together (at least one; the default is 128
+    MiB in float32). Gradients of logits are computed in the forward pass, while the logits are there; they cannot be
+    differentiated again. On a CPU, where it is known which they are, positions without a target are left out.
     """
     return _through_head(model, batch, chunk, z_weight=0.0)[0]
 
@@ -76,7 +76,10 @@ def _through_head(model: nn.Module, batch: Tokens, chunk: int, z_weight: float) 
     """The loss a chunk of logits at a time, and what it is the sum of: the cross-entropy and the weighted z-loss."""
     body: Any = model
     targets = batch.targets.flatten()
-    counted = (targets != _IGNORED).nonzero()[:, 0]  # it waits for the device, so not with a forward pass ahead of it
+    if targets.device.type == "cpu":
+        counted = (targets != _IGNORED).nonzero()[:, 0]
+    else:  # to know which they are would be to wait for the device: all rows go, and the rest weigh nothing
+        counted = torch.arange(len(targets), device=targets.device)
     hidden: Tensor = body.hidden(batch.inputs, **_documents(batch)).flatten(0, 1)
     return HeadLoss.apply(  # type: ignore[no-any-return, no-untyped-call]
         hidden,
@@ -117,24 +120,6 @@ def label_loss(labels: Sequence[str]) -> Loss:
 def with_parts(value: Tensor | tuple[Tensor, Parts]) -> tuple[Tensor, Parts]:
     """The sum and its named parts, whichever form a loss returned."""
     return value if isinstance(value, tuple) else (value, {})
-
-
-class Compiled:
-    """A model as a loss sees it, compiled: called whole or by its `.hidden`; eager for all others."""
-
-    def __init__(self, model: nn.Module, backend: str = "inductor") -> None:
-        self._model = model
-        self._whole = torch.compile(model, backend=backend)
-        body: Any = getattr(model, "hidden", None)
-        if callable(body):
-            self.hidden = torch.compile(body, backend=backend)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns."""
-        return self._whole(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 def _documents(batch: Tokens) -> dict[str, Tensor]:

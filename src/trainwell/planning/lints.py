@@ -14,11 +14,14 @@ from trainwell.config.load import load, read_recipe, recipe_names
 from trainwell.config.tree import RunConfig
 from trainwell.planning import rate_lints
 from trainwell.planning.finding import Finding, at
+from trainwell.planning.memory import LARGE_VOCABULARY
 from trainwell.planning.model_size import count_parameters
 from trainwell.planning.rate_lints import has_end, laid_out_over_the_run
 from trainwell.planning.resolve import Plan
 from trainwell.runs.console import short_count
 
+_ALIGNED = 64
+"""Tensor cores want widths in multiples of this; Karpathy's lecture pads GPT-2's vocabulary for it."""
 _GOOD_PASSES, _MANY_PASSES = 4, 16
 _NEAR_ONE_PASS = 0.1
 _BEST_RATIO, _FEW_TOKENS, _MANY_TOKENS = 20, 1, 1000
@@ -211,6 +214,20 @@ def _start(plan: Plan) -> Iterator[Finding]:
         )
 
 
+def _vocabulary(plan: Plan) -> Iterator[Finding]:
+    config, size = plan.config, plan.vocab_size or 0
+    if config.task == "pretrain" and config.init_from is None and size >= LARGE_VOCABULARY and size % _ALIGNED:
+        yield Finding(
+            name="vocabulary-not-padded",
+            level="note",
+            key="model.pad_vocab_to",
+            what=f"a vocabulary of {size:,} is not a multiple of {_ALIGNED}",
+            where="the embedding and the head",
+            why="GPUs multiply matrices of odd widths slower; the ids that are added never occur",
+            change=f"model.pad_vocab_to: {-(-size // _ALIGNED) * _ALIGNED}",
+        )
+
+
 def _tokens_per_parameter(plan: Plan) -> Iterator[Finding]:
     if plan.vocab_size is None or plan.config.task != "pretrain":
         return
@@ -251,6 +268,7 @@ _LINTS = (
     _passes,
     rate_lints.ends,
     _data,
+    _vocabulary,
     _tokens_per_parameter,
 )
 """Most important first."""
