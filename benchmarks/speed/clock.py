@@ -49,8 +49,8 @@ class Job:
         ]
 
     def adamw(self, model: Module, *, fused: bool | None = None) -> torch.optim.AdamW:
-        """AdamW of the common figures; fused where our settings are on, else as the contestant says."""
-        fused = True if self.ours else fused
+        """AdamW of the common figures: as the contestant says; if it says nothing, fused where our settings are on."""
+        fused = True if self.ours and fused is None else fused
         return torch.optim.AdamW(self.groups(model), lr=self.case.lr, betas=BETAS, eps=EPS, fused=fused)
 
 

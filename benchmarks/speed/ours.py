@@ -21,7 +21,7 @@ def build(job: Job, folder: Path, **keys: Any) -> Run:
     keys = {
         "duration": job.steps,
         "batch_size": case.batch_size,
-        "micro_batch": "auto",
+        "micro_batch": case.batch_size,
         "precision": job.precision,
         "init_from": str(job.folder / "gpt2"),
         "optim": {"lr": case.lr, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY, "max_grad_norm": CLIP},

@@ -172,7 +172,10 @@ def trainer(job: Job, clock: Clock) -> None:
 
 
 def lightning(job: Job, clock: Clock) -> None:
-    """Lightning's Trainer around the plain model; everything it logs or saves by default is off."""
+    """Lightning's Trainer around the plain model; everything it logs or saves by default is off.
+
+    With mixed precision it refuses to clip for a fused AdamW, so that it has none there.
+    """
     pl = importlib.import_module("lightning")
 
     class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
@@ -188,7 +191,7 @@ def lightning(job: Job, clock: Clock) -> None:
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return job.adamw(self.model)
+            return job.adamw(self.model, fused=False if job.precision == "bf16" else None)
 
         def on_train_batch_end(self, *_: Any) -> None:
             clock.step(self.last_loss)
