@@ -88,6 +88,12 @@ def test_the_memory_for_it_is_there_before_the_first_step_and_never_grows(build_
     assert fit(without).saver.buffers == 0
 
 
+def test_a_run_that_saves_at_its_end_alone_holds_no_buffers(build_tiny: Build) -> None:
+    run = build_tiny(checkpoint={"every": None, "best": False, "asynchronous": True})
+    assert fit(run).saver.buffers == 0
+    assert saved_steps(run.run_dir.checkpoints) == [run.num_steps]
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_a_failed_save_is_reported_training_goes_on_and_the_next_is_saved(
     build_tiny: Build, capsys: pytest.CaptureFixture[str], how: dict[str, Any]

@@ -28,6 +28,9 @@ _PACKAGES = {
     "accelerate": "accelerate",
     "litgpt": "litgpt",
 }
+_EXTRA = "pip install '.[bench]'"
+_INSTALL = {"book": "pip install --no-deps llms-from-scratch", "litgpt": "pip install --no-deps litgpt"}
+"""Those that ask for versions or packages that nothing else here can have."""
 _QUICK_STEPS = {"124m-2x256": 4, "124m-4x1024": 3, "tiny": 60}
 
 
@@ -43,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result["cases"][f"{case} {precision}"] = _steps(case, precision, peers, asked)
                 _write(result, asked.out)
         elif case in WHOLE_CASES:
-            result["whole"][case] = whole.measure(case, asked.precisions, quick=asked.quick, nanogpt=asked.nanogpt)
+            result["whole"][case] = whole.measure(
+                case, asked.precisions, asked.settings, quick=asked.quick, nanogpt=asked.nanogpt
+            )
         else:
             result["extras"][case] = extras.measure(case, asked.precisions, quick=asked.quick)
         _write(result, asked.out)
@@ -100,7 +105,7 @@ def _steps(name: str, precision: str, peers: Sequence[str], asked: argparse.Name
         rows = compare.run(case, precision, chosen, Path(made), steps, nanogpt=asked.nanogpt)
     for peer in peers:
         if peer not in present:
-            rows.append({"title": peer, "name": peer, "left_out": "not installed: pip install '.[bench]'"})
+            rows.append({"title": peer, "name": peer, "left_out": f"not installed: {_INSTALL.get(peer, _EXTRA)}"})
     matmul = next((row["notes"].get("matmul") for row in rows if row["name"] == compare.OURS and "notes" in row), None)
     arguments = ["--case", name, "--precision", precision, "--matmul", matmul or "highest"]
     ceiling = start("benchmarks.speed.ceilings", arguments, ours=True).answer

@@ -23,31 +23,32 @@ _QUICK = {"book": ["--duration", "1 epochs"], "nanogpt": ["--duration", "300"]}
 _QUICK_OF_PEERS = {"book": ["--epochs", "1"], "nanogpt": ["--steps", "300"]}
 
 
-def measure(case: str, precisions: Sequence[str], *, quick: bool, nanogpt: Path | None) -> dict[str, Any]:
+def measure(
+    case: str, precisions: Sequence[str], settings: Sequence[str], *, quick: bool, nanogpt: Path | None
+) -> dict[str, Any]:
     """Every run once, one after the other; what they gave, as rows."""
     folder = os.environ.get("TRAINWELL_DATA_DIR")
     if not folder or not (Path(folder) / _TEXTS[case]).exists():
         return {"left_out": f"TRAINWELL_DATA_DIR names no folder with {_TEXTS[case]}"}
     rows = [_ours(case, precision, _QUICK[case] if quick else []) for precision in precisions]
     matmul = next((row["matmul"] for row in rows if row["precision"] == "fp32" and "matmul" in row), "highest")
-    for precision, settings in _forms_of_peers(precisions):
+    for precision, kind in _forms_of_peers(precisions, settings):
         if case == "nanogpt" and nanogpt is None:
             rows.append({"title": "nanogpt", "left_out": "give --nanogpt PATH, a checkout with model.py"})
             break
-        arguments = [case, "--precision", precision, "--settings", settings, "--matmul", matmul]
+        arguments = [case, "--precision", precision, "--settings", kind, "--matmul", matmul]
         arguments += _QUICK_OF_PEERS[case] if quick else []
         arguments += ["--nanogpt", str(nanogpt.resolve())] if nanogpt else []
-        ended = start("benchmarks.speed.recipes", arguments, ours=settings == "ours")
-        rows.append(
-            {"title": f"{case}, {precision}, {settings}", "precision": precision} | _outside(ended) | ended.answer
-        )
+        ended = start("benchmarks.speed.recipes", arguments, ours=kind == "ours")
+        rows.append({"title": f"{case}, {precision}, {kind}", "precision": precision} | _outside(ended) | ended.answer)
         print(f"  {rows[-1]['title']}: {rows[-1]['wall_s']:.1f} s {rows[-1].get('left_out', '')}", flush=True)
     return {"rows": rows, "quick": quick}
 
 
-def _forms_of_peers(precisions: Sequence[str]) -> list[tuple[str, str]]:
+def _forms_of_peers(precisions: Sequence[str], settings: Sequence[str]) -> list[tuple[str, str]]:
     """As documented both compute in fp32 only."""
-    return [("fp32", "documented"), *((precision, "ours") for precision in precisions)]
+    documented = [("fp32", "documented")] if "documented" in settings else []
+    return documented + [(precision, "ours") for precision in precisions if "ours" in settings]
 
 
 def _outside(ended: Ended) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.planning.changes import data_difference
+from trainwell.planning.memory import saves_in_between
 from trainwell.planning.target import mathematics
 from trainwell.runs.owner import Ownership
 from trainwell.runs.rundir import is_run
@@ -112,7 +113,9 @@ class Saver:
         self.kept: dict[str, Stateful] = {}
         self.step: int | None = None
         """The newest state that is on disk, or on its way there."""
-        self._asynchronous = how.asynchronous
+        self._asynchronous = (
+            saves_in_between(run.config) and how.asynchronous
+        )  # the last save has nobody to wait for it
         self.remote = run.run_dir.remote
         self.ownership: Ownership | None = None
         """Of a run behind a URL: says whether others can see that it lives."""

@@ -35,6 +35,8 @@ _COMPILED: dict[Compile, str] = {
     "max-autotune": "compiled, tuned",
 }
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PLENTY = 2**32
+"""Bytes, of which a CPU's micro-batch may take half."""
 _SOME_GPU = 1e14
 """FLOP/s in 16 bits of a GPU that is not in the tables."""
 
@@ -258,8 +260,8 @@ def _micro_batch(config: RunConfig, plan: Plan, device: str, precision: Precisio
         return memory(config, plan.vocab_size or 50304, plan.seq_len, size, precision)
 
     one = estimate(1)
-    # on a CPU a gigabyte is plenty: a larger micro-batch gains nothing there
-    free = torch.cuda.mem_get_info()[0] - one.total + one.of_micro_batch if device == "cuda" else 2**30
+    # on a CPU a few gigabytes are plenty: a larger micro-batch gains nothing there
+    free = torch.cuda.mem_get_info()[0] - one.total + one.of_micro_batch if device == "cuda" else _PLENTY
     size = 1
     while size < largest and estimate(min(2 * size, largest)).of_micro_batch <= free // 2:
         size *= 2

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -95,12 +95,13 @@ class CheckpointStore:
     def _compare(self, final: Path, tensors: dict[str, Tensor]) -> None:
         """Raise StorageError unless a checkpoint reads back as what was in memory."""
         read_manifest(final, verify_files=False)
-        written = load_file(final / TENSORS)
-        wrong = [name for name, tensor in tensors.items() if not same_bits(tensor, written[name])]
-        if wrong:
-            raise StorageError(
-                f"{final}: {wrong[0]} reads back differently from what was written; the disk is not to be trusted"
-            )
+        for name, tensor in tensors.items():
+            with safe_open(final / TENSORS, "pt") as file:  # anew for each: what is read stays mapped until it closes
+                same = same_bits(tensor, file.get_tensor(name))
+            if not same:
+                raise StorageError(
+                    f"{final}: {name} reads back differently from what was written; the disk is not to be trusted"
+                )
 
     def retain(self, protected: Collection[int] = ()) -> None:
         """Remove what retention no longer keeps, and what killed saves left; StorageError where that fails."""

@@ -156,6 +156,11 @@ def planned_memory(plan: Plan, further: int = 0) -> MemoryEstimate | None:
     return memory(plan.config, plan.vocab_size, plan.seq_len, size, precision)
 
 
+def saves_in_between(config: RunConfig) -> bool:
+    """Whether a run saves before its end without being stopped."""
+    return config.checkpoint.every is not None or config.checkpoint.best
+
+
 def memory_line(plan: Plan) -> str | None:
     """Write the estimate for a plan: the sum, what it assumes, its parts, largest first; None without a vocabulary."""
     estimate, larger = planned_memory(plan), planned_memory(plan, further=1)
@@ -177,7 +182,7 @@ def memory_line(plan: Plan) -> str | None:
     )
     buffers = (
         f"; {in_bytes(estimate.checkpoint)} on the host to save from in the background"
-        if config.checkpoint.asynchronous
+        if config.checkpoint.asynchronous and saves_in_between(config)
         else ""
     )
     size = micro_batch_of(plan)
