@@ -102,15 +102,17 @@ def in_chunks(config: RunConfig, vocab_size: int) -> bool:
 
 
 def _logits(config: RunConfig, tokens: int, outputs: int, classifier: bool, autocast: bool) -> int:
-    """All logits and their gradients; or what `head_loss` holds: chunks, the gradients of the head and its input."""
+    """All logits and their gradients; or what `head_loss` holds: chunks, the gradients of the head and its input.
+
+    Logits become their gradient in place, a few rows at a time; a GPU takes a chunk at once, and its logarithms.
+    """
     logits, weights, size = tokens * outputs, outputs * config.model.width, 2 if autocast else _FLOAT
     if classifier or not in_chunks(config, outputs):
         return (_LOGIT_WITH_Z if config.optim.z_loss else _LOGIT) * logits
     chunk = min(CHUNK, logits)
     held = max(
-        2 * _FLOAT * chunk,  # logits and their logarithms
-        2 * _FLOAT * min(chunk, logits - chunk) + size * chunk,  # while the gradient of the chunk before is there
-        size * (chunk + weights),  # a gradient, and what it adds to that of the head
+        size * (chunk + min(chunk, logits - chunk)),  # logits, while the gradient of the chunk before is there
+        size * (chunk + (weights if autocast or chunk < logits else 0)),  # a gradient, and what it gives for the head
     )
     return held + _FLOAT * (weights + tokens * config.model.width)
 
