@@ -33,6 +33,7 @@ def chosen(
     [
         ("fp32", {}, "sdpa"),
         ("bf16", {}, "products"),
+        ("bf16", {"data.seq_len": 1024}, "sdpa"),
         ("fp32", {"model.dropout": 0.1}, "products"),
         ("bf16", {"kernels": "reference"}, "sdpa"),
         ("bf16", {"fast.attention": "sdpa"}, "sdpa"),

@@ -24,6 +24,8 @@ _ATTENTION = {
     "cuda": ("sdpa", "flash", "efficient", "cudnn", "math"),
     "mps": ("sdpa", "math"),
 }
+_SHORT = 512
+"""Tokens up to which flash attention, going back in bf16, is slower on a CPU than products."""
 _WORTH_A_RACE = 10**12
 """FLOPs of a run from which on it pays to spend half a second on finding the faster product of matrices."""
 
@@ -87,7 +89,8 @@ def choose(
     if config.kernels == "reference":
         return Kernels(backend=_backend(config, plan, device, precision))
     eager_cpu = device == "cpu" and not compiled
-    products = eager_cpu and (precision == "bf16" or config.model.dropout > 0)
+    short = plan.seq_len <= _SHORT
+    products = eager_cpu and (config.model.dropout > 0 or (precision == "bf16" and short))
     auto: dict[str, Callable[[], object]] = {
         "matmul": lambda: _matmul(plan, say) if device == "cpu" and precision == "fp32" else "default",
         "attention": lambda: "products" if products else "sdpa",

@@ -160,7 +160,8 @@ def planned_memory(plan: Plan, further: int = 0) -> MemoryEstimate | None:
 
 def saves_in_between(config: RunConfig) -> bool:
     """Whether a run saves before its end without being stopped."""
-    return config.checkpoint.every is not None or config.checkpoint.best
+    best = config.checkpoint.best and config.eval.every is not None
+    return config.checkpoint.every is not None or best
 
 
 def memory_line(plan: Plan) -> str | None:
