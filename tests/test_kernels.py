@@ -9,6 +9,7 @@ from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError
 from trainwell.kernels import Kernels, choose
+from trainwell.machine import onednn_rounds
 from trainwell.planning.memory import Precision
 from trainwell.planning.resolve import resolve
 
@@ -84,3 +85,20 @@ def test_a_short_run_holds_no_race_of_matrix_products() -> None:
     said: list[str] = []
     assert chosen(keys={"duration": 1}, said=said).matmul == "default"
     assert said == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("attention", "products"), ("dropout", "bits")])
+def test_kernels_for_eager_models_are_refused_for_compiled_ones(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"fast.{key}: {value} is for eager models, and this one is compiled"):
+        chosen(compiled=True, keys={f"fast.{key}": value})
+
+
+@pytest.mark.skipif(not onednn_rounds(), reason="this CPU has no AMX")
+def test_products_that_would_round_to_bf16_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"fast.matmul: onednn would round fp32 to bf16 on this CPU"):
+        chosen(keys={"fast.matmul": "onednn"})
+
+
+def test_a_given_model_has_none_of_the_kernels_of_ours() -> None:
+    ours = chosen("bf16", keys={"model.dropout": 0.1})
+    assert ours.of_given_model().words(dropout=True) == ["freed memory kept"]

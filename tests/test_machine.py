@@ -36,8 +36,9 @@ def test_the_switch_of_matrix_products_is_torch_s_own() -> None:
     try:
         use_matmul("onednn")
         assert torch.get_float32_matmul_precision() == "medium"
+        use_matmul("onednn")
         use_matmul("default")
-        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == before
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -100,6 +101,22 @@ def test_lines_that_cannot_be_written_wait_and_come_with_the_next(run: Run, no_l
     assert recorder.unwritten is None
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
     assert screen.getvalue().count("training goes on, and the lines wait until they can be written") == 1
+
+
+def test_where_the_device_is_behind_steps_are_read_together_and_share_the_time(build_tiny: Build) -> None:
+    """The loop runs ahead of such a device: what a single step took is not known, what all of them took is."""
+    run = build_tiny(run_dir="runs/a", log={"every": 4})
+    run.run_dir.create()
+    run.settings = replace(run.settings, device="mps")
+    recorder = Recorder(run)
+    for step in range(1, 5):
+        assert not run.run_dir.metrics_jsonl.exists()
+        recorder.add(result_of(step, loss=2.0 + step, skipped=step == 2))
+    found = rows(run)
+    assert [row["train/loss"] for row in found] == [3.0, 4.0, 5.0, 6.0]
+    assert [row["train/skipped"] for row in found] == [False, True, False, False]
+    assert len({row["train/step_ms"] for row in found}) == 1
+    assert found[-1]["time"] >= 4 * found[-1]["train/step_ms"] / 1000 - 0.001
 
 
 def test_a_line_says_where_the_run_stands_after_its_step(run: Run) -> None:

@@ -26,7 +26,7 @@ from trainwell.optim.groups import describe_groups
 from trainwell.optim.guard import Guard, loss_bound
 from trainwell.optimizers import make_optimizer
 from trainwell.planning.bands import bands_for
-from trainwell.planning.memory import CHUNK, in_chunks, memory
+from trainwell.planning.memory import CHUNK, in_chunks
 from trainwell.planning.model_size import flops_per_token
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
@@ -173,11 +173,15 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     model = _model(config, given, plan, len(data.labels) or None, device)
     if given.model is None:
         settings.fast.use_in(model)
+    else:
+        settings = replace(settings, fast=settings.fast.of_given_model(), dropout=False)
     fresh = start.parent is None and not saved_steps(start.run_dir.checkpoints)
     if config.init_from is not None and fresh:
         load_weights(model, config.init_from, labels=data.labels)
-    loss = _loss(config, given, data, plan, settings)
+    chunked = given.model is None and in_chunks(config, plan.vocab_size or 0)
+    loss = _loss(config, given, data, chunked=chunked)
     outputs = len(data.labels) or plan.vocab_size or 0
+    custom = describe_custom(given, model)
     optimizer, schedules = _optimizer(config, given, model, outputs, settings), plan.schedules | dict(given.schedules)
     _check_schedules(schedules, optimizer)
     trainer = Trainer(
@@ -188,7 +192,7 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         loss=loss,
         max_grad_norm=config.optim.max_grad_norm,
         clip_from=plan.clip_from,
-        seed=None if given.model is None and given.loss is None and not config.model.dropout else config.seed,
+        seed=config.seed if config.model.dropout or custom.keys() & {"model", "loss", "optimizer"} else None,
         autocast=settings.autocast,
         guard=Guard(
             device,
@@ -197,20 +201,22 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         ),
     )
     if config.micro_batch == "auto" and fresh:
-        settings = _fitted(trainer, data, plan, settings)
+        with settings.fast.preferred():
+            settings = _fitted(trainer, data, plan, settings)
         trainer.batches = _batches(config, data, plan, settings)
     config = config.model_copy(update={"micro_batch": settings.micro_batch})
     if settings.compile:
         keep_on_disk()
+        # in one graph on a GPU, all logits take 16 bits each and no more
+        chunked = chunked and (settings.device != "cuda" or settings.compile == "blocks")
         trainer.loss = loss = CompiledLoss(
-            loss,
+            _loss(config, given, data, chunked=chunked),
             model,
             settings.compile,
-            one_graph=given.loss is None and loss is not head_loss,
+            one_graph=given.loss is None and (bool(data.labels) or not chunked),
             shapes_vary=_buckets(config) or isinstance(data.train, Stream),
             say=(lambda line: run.console.message(line)) if config.compile == "auto" else None,
         )
-    custom = describe_custom(given, model)
     parameters = sum(tensor.numel() for tensor in model.parameters())
     learning = sum(tensor.numel() for tensor in trainer.parameters)
     own_model = given.model is None
@@ -258,9 +264,10 @@ def _fitted(trainer: Trainer, data: Data, plan: Plan, settings: Settings) -> Set
     if settings.device != "cuda":
         return settings
     whole = max(plan.batch.batch_size, 1)
-    source = _batches(plan.config, data, plan, replace(settings, micro_batch=whole))
+    wide = plan.config.data.model_copy(update={"rows": "padded"})  # as wide as a batch can be
+    source = _batches(plan.config.model_copy(update={"data": wide}), data, plan, replace(settings, micro_batch=whole))
     first = source.first() if isinstance(source, Stream) else source.source(0)
-    later = memory(plan.config, plan.vocab_size or 0, plan.seq_len, 1, settings.precision).optimizer
+    later = 8 * sum(tensor.numel() for tensor in trainer.parameters)  # two moments in float32
     size = largest_micro_batch(trial(trainer, first.micro_batches[0]), whole, later=later)
     return replace(settings, micro_batch=size)
 
@@ -297,6 +304,9 @@ def _questions(config: RunConfig, data: Data) -> tuple[Question, ...]:
 
 def _refuse_own_parts(config: RunConfig) -> None:
     """Raise ConfigError for what only trainwell's own models do."""
+    for key, value in (("attention", "products"), ("dropout", "bits")):
+        if getattr(config.fast, key) == value:
+            raise ConfigError(f"fast.{key}: {value} is for trainwell's own models; leave it at auto for a given one")
     if config.recompute:
         raise ConfigError("recompute: true is for trainwell's own models; a given one recomputes by itself, or not")
     if config.optim.train != "all":
@@ -309,13 +319,8 @@ def _refuse_own_parts(config: RunConfig) -> None:
         )
 
 
-def _loss(config: RunConfig, given: Given, data: Data, plan: Plan, settings: Settings) -> Loss:
-    """The given loss; that of the task; and for a large vocabulary the form that never holds all logits.
-
-    On a GPU the compiled form of the plain one holds them in 16 bits alone, and is one graph with the model.
-    """
-    fused = settings.device == "cuda" and settings.compile in (True, "max-autotune")
-    chunked = given.model is None and in_chunks(config, plan.vocab_size or 0) and not fused
+def _loss(config: RunConfig, given: Given, data: Data, *, chunked: bool) -> Loss:
+    """The given loss; that of the task; and `chunked` the form that never holds all logits."""
     weight = config.optim.z_loss
     if given.loss is not None:
         if weight:

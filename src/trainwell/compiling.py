@@ -123,6 +123,7 @@ class CompiledLoss:
         """
         parameters = [tensor for tensor in self._model.parameters() if tensor.requires_grad]
         device, training = parameters[0].device, self._model.training
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         self._model.train()
         try:
             with (
@@ -135,6 +136,8 @@ class CompiledLoss:
             self._give_up(error)
         finally:
             self._model.train(training)
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def _give_up(self, error: Exception) -> None:
         if self._say is None:

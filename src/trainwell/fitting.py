@@ -64,6 +64,7 @@ def trial(trainer: Trainer, first: MicroBatch) -> Callable[[int], None]:
         documents = None if first.documents is None else first.documents[:size]
         micro = MicroBatch(first.inputs[:size], first.targets[:size].clamp(min=0), 0, documents)
         batches, training = trainer.batches, trainer.model.training
+        buffers = [(buffer, buffer.clone()) for buffer in trainer.model.buffers()]
         trainer.batches = lambda _step: Batch((micro, micro), 0, 0.0)
         trainer.model.train()
         try:
@@ -73,6 +74,8 @@ def trial(trainer: Trainer, first: MicroBatch) -> Callable[[int], None]:
             trainer.optimizer.zero_grad()
             trainer.model.train(training)
             trainer.batches = batches
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     return try_one
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -49,15 +49,22 @@ class Kernels:
         """The choices that are not torch's own, in words; of `dropout` only where there is any."""
         return [
             *(["oneDNN matmul"] if self.matmul == "onednn" else []),
-            f"attention by {'products' if self.attention == 'products' else self.backend}",
+            *([f"attention by {self._attention}"] if self._attention else []),
             *(["dropout by bits"] if dropout and self.dropout == "bits" else []),
             *(["freed memory kept"] if self.keep_memory else []),
         ]
 
+    @property
+    def _attention(self) -> str:
+        return "products" if self.attention == "products" else self.backend
+
+    def of_given_model(self) -> "Kernels":
+        """What of it a model has that is not trainwell's own."""
+        return replace(self, attention="sdpa", backend="", dropout="default")
+
     def use_in_process(self) -> None:
-        """Make the choices that hold for the whole process."""
-        if self.matmul == "onednn":
-            machine.use_matmul("onednn")
+        """Make the choices that hold for the whole process; those of a run before it in the same one are taken back."""
+        machine.use_matmul(self.matmul)
         if self.keep_memory:
             machine.keep_freed_memory()
 
@@ -85,7 +92,7 @@ def choose(
 
     Raises ConfigError for a kernel that the device does not have.
     """
-    _refuse_foreign(config, device)
+    _refuse_foreign(config, device, compiled)
     if config.kernels == "reference":
         return Kernels(backend=_backend(config, plan, device, precision))
     eager_cpu = device == "cpu" and not compiled
@@ -95,7 +102,7 @@ def choose(
         "matmul": lambda: _matmul(plan, say) if device == "cpu" and precision == "fp32" else "default",
         "attention": lambda: "products" if products else "sdpa",
         "dropout": lambda: "bits" if eager_cpu else "default",
-        "keep_memory": lambda: device == "cpu",
+        "keep_memory": lambda: device == "cpu" and machine.can_keep_memory(),
     }
     made: dict[str, Any] = {}
     for key, choice in auto.items():
@@ -118,7 +125,17 @@ def _backend(config: RunConfig, plan: Plan, device: str, precision: Precision) -
     )
 
 
-def _refuse_foreign(config: RunConfig, device: str) -> None:
+def _refuse_foreign(config: RunConfig, device: str, compiled: bool) -> None:
+    for key, value in (("matmul", "onednn"), ("dropout", "bits"), ("keep_memory", True)):
+        if device != "cpu" and getattr(config.fast, key) == value:
+            raise ConfigError(f"fast.{key}: {str(value).lower()} is for a CPU, and this run is on {device}; give auto")
+    for key, value in (("attention", "products"), ("dropout", "bits")):
+        if compiled and getattr(config.fast, key) == value:
+            raise ConfigError(f"fast.{key}: {value} is for eager models, and this one is compiled; give auto")
+    if config.fast.matmul == "onednn" and machine.onednn_rounds():
+        raise ConfigError("fast.matmul: onednn would round fp32 to bf16 on this CPU, which has AMX; give auto")
+    if config.fast.keep_memory is True and not machine.can_keep_memory():
+        raise ConfigError("fast.keep_memory: true needs glibc, which this system does not have; give auto")
     attention = config.fast.attention
     if attention != "auto" and attention not in _ATTENTION[device]:
         raise ConfigError(

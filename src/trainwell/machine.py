@@ -18,6 +18,8 @@ EXACT = 1e-6
 """Relative error against float64 up to which a product of float32 matrices counts as computed in float32."""
 
 _FASTER = 1.05
+_before: str | None = None
+"""What torch's switch was at before `use_matmul` took oneDNN's products; None where it has not."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """glibc's names in malloc.h."""
 
@@ -26,7 +28,12 @@ def native_bf16() -> bool:
     """Whether the CPU multiplies bf16 itself; where it does not, torch emulates it and is slower than in float32."""
     if platform.machine() in {"x86_64", "AMD64"}:
         return torch.cpu._is_avx512_bf16_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def can_keep_memory() -> bool:
+    """Whether the allocator has the switches of `keep_freed_memory`: glibc's has."""
+    return sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc"
 
 
 def keep_freed_memory() -> bool:
@@ -36,7 +43,7 @@ def keep_freed_memory() -> bool:
     one by one: each page of them faults and is zeroed again. Kept, they come from the heap, and the process stays as
     large as it was at its largest. glibc alone has these switches; others keep memory by themselves.
     """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+    if not can_keep_memory():
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
@@ -52,7 +59,7 @@ def onednn_wins(rows: int, width: int) -> tuple[bool, str]:
     """
     if platform.machine() not in {"x86_64", "AMD64"} or not torch.cpu._is_avx512_supported():
         return False, "the CPU has no AVX-512"
-    if torch.cpu._is_amx_tile_supported():
+    if onednn_rounds():
         return False, "the CPU has AMX, where oneDNN would round to bf16"
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, width, generator=generator)
@@ -64,6 +71,11 @@ def onednn_wins(rows: int, width: int) -> tuple[bool, str]:
     return default > _FASTER * onednn, f"{default / onednn:.2f} times as fast as the default, off by {error:.0e}"
 
 
+def onednn_rounds() -> bool:
+    """Whether oneDNN would compute products of float32 in bf16: with AMX, which has no float32."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def relative_error(left: Tensor, right: Tensor) -> float:
     """How far the product of two float32 matrices is from the one in float64, in the Frobenius norm."""
     exact = left.double() @ right.double()
@@ -71,8 +83,14 @@ def relative_error(left: Tensor, right: Tensor) -> float:
 
 
 def use_matmul(name: str) -> None:
-    """Let products of float32 matrices on a CPU be oneDNN's (`onednn`), or what torch takes by itself (`default`)."""
-    torch.set_float32_matmul_precision("medium" if name == "onednn" else "highest")
+    """Let products of float32 matrices on a CPU be oneDNN's (`onednn`), or again what they were before (`default`)."""
+    global _before
+    if name == "onednn":
+        _before = _before or torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+    elif _before is not None:
+        torch.set_float32_matmul_precision(_before)
+        _before = None
 
 
 def _race(product: Callable[[], Tensor], rounds: int = 7) -> tuple[float, float]:
@@ -92,7 +110,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _with_onednn(work: Callable[[], _T]) -> _T:
     before = torch.get_float32_matmul_precision()
-    use_matmul("onednn")
+    torch.set_float32_matmul_precision("medium")
     try:
         return work()
     finally:

@@ -30,7 +30,7 @@ STEPS = 3
 """So many steps in a row are profiled."""
 _LOOKED_AT = 1000
 """How far ahead a place is looked for that no evaluation and no checkpoint interrupts."""
-_CALLED_FROM_PYTHON = (False, "false", "blocks")
+_CALLED_FROM_PYTHON = (False, "blocks")
 """Values of settings.compile with which what calls the model's body is Python, so that a range can be put around it."""
 
 
@@ -167,7 +167,7 @@ def _profile(run: Run, profiler: profile, first_step: int, tokens: int) -> Profi
         settings=settings.line(),
         device=device.type,
         precision=settings.precision,
-        compiled=settings.compile not in (False, "false"),
+        compiled=bool(settings.compile),
         tokens=tokens,
         step_ms=found.step_ms,
         class_ms=found.class_ms,

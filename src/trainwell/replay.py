@@ -146,7 +146,7 @@ class _Replay:
     def take(self, steps: int) -> None:
         """Go to the step, take it and those after it, and say how they compare."""
         self.show(self.run.settings.line())
-        with deterministic(self.run.settings.deterministic):
+        with deterministic(self.run.settings.deterministic), self.run.settings.fast.preferred():
             self._begin()
             self._go_on()
             if steps == 1:

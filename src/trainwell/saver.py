@@ -113,9 +113,7 @@ class Saver:
         self.kept: dict[str, Stateful] = {}
         self.step: int | None = None
         """The newest state that is on disk, or on its way there."""
-        self._asynchronous = (
-            saves_in_between(run.config) and how.asynchronous
-        )  # the last save has nobody to wait for it
+        self._asynchronous = how.asynchronous and saves_in_between(run.config)  # nobody waits for the last save
         self.remote = run.run_dir.remote
         self.ownership: Ownership | None = None
         """Of a run behind a URL: says whether others can see that it lives."""

@@ -114,7 +114,12 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
             "the next steps are no longer bitwise the same"
         )
     compiled = _compile(config, plan, device, before)
-    same = before and tuple(map(before.get, ("device", "precision", "compile"))) == (device, precision, compiled)
+    same = before and tuple(map(before.get, ("device", "precision", "compile", "kernels"))) == (
+        device,
+        precision,
+        compiled,
+        config.kernels,
+    )
     recorded_kernels = before.get("fast", asdict(Kernels())) if same else {}
     kernels = choose(config, plan, device, precision, bool(compiled), recorded_kernels, say)
     kernels.use_in_process()

@@ -66,7 +66,7 @@ def test_a_peak_that_is_not_known_is_left_out_and_that_of_a_gpu_is_of_tensors() 
     [
         ({}, {"data": 0.021}, "2.1% of the time a step waits for its batch: put the data on a faster disk, or do"),
         ({}, {"optimizer": 0.4}, "40% of the time goes into updates: a larger --batch-size makes fewer of them"),
-        ({}, {"copies": 0.2}, "casts the weights less often for the same text, and --fast.shadow-weights true casts"),
+        ({}, {"copies": 0.2}, "a larger --micro-batch casts the weights less often for the same text"),
         ({"device": "cuda"}, {"copies": 0.2}, "a larger --micro-batch casts the weights less often for the same text"),
         ({"precision": "fp32"}, {"copies": 0.2}, "into copies and casts: a larger --micro-batch makes fewer of them"),
         ({}, {"idle": 0.3}, "30% of the time nothing is computed: a larger --micro-batch, where need be with a larger"),

@@ -272,6 +272,8 @@ class Prefetch:
         return batch
 
     def _prepare(self, step: int, stream: torch.cuda.Stream | None) -> Batch:
+        if stream is None:
+            return self.source(step)
         with torch.cuda.stream(stream):  # each thread has a current stream of its own
             return self.source(step)
 

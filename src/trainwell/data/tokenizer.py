@@ -281,9 +281,8 @@ class FileTokenizer:
     def encode(self, text: str) -> Tokens:
         """Return the ids of `text`, shape (n,), without the special tokens that the file may add."""
         _utf8(text)
-        encoding = self._inner.encode_batch_fast([text], add_special_tokens=False)[
-            0
-        ]  # alone it lets other threads work
+        # not `encode`: only a batch lets other threads work
+        (encoding,) = self._inner.encode_batch_fast([text], add_special_tokens=False)
         return np.array(encoding.ids, dtype=token_dtype(self.vocab_size))
 
     @cached_property

@@ -30,12 +30,12 @@ class Rule:
 
 TABLE = (
     Rule("free", ("name", "log.", "eval.", "sample.", "checkpoint."), "it looks at steps, or keeps them"),
-    Rule("free", ("fast.keep_memory",), "where memory comes from changes no number"),
+    Rule("free", ("fast.keep_memory", "recompute"), "where memory comes from, or what is in it, changes no number"),
     Rule("free", ("data.corpus", "data.path"), "a text may move: another one is refused by its fingerprint"),
     Rule(
         "warn", ("micro_batch", "parallel"), "sums are taken in another order, and dropout, if any, draws other masks"
     ),
-    Rule("warn", ("device", "kernels", "compile", "deterministic", "recompute"), "other kernels round otherwise"),
+    Rule("warn", ("device", "kernels", "compile", "deterministic"), "other kernels round otherwise"),
     Rule("warn", ("fast.matmul", "fast.attention"), "other kernels round otherwise"),
     Rule("warn", ("fast.dropout",), "dropout, if any, draws other masks"),
     Rule("warn", ("precision",), "the forward pass rounds to other digits"),

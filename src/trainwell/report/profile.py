@@ -129,8 +129,7 @@ def advice(profile: Profile) -> str:
 def _fewer_copies(profile: Profile) -> str:
     if profile.precision == "fp32":
         return "a larger --micro-batch makes fewer of them for the same text"
-    shadow = ", and --fast.shadow-weights true casts once a step" if profile.device == "cpu" else ""
-    return f"a larger --micro-batch casts the weights less often for the same text{shadow}"
+    return "a larger --micro-batch casts the weights less often for the same text"
 
 
 def _steps(profile: Profile) -> str:
