@@ -17,7 +17,7 @@ import sys, torch
 from trainwell.fit import fit
 from trainwell.testing import tiny_run
 torch.set_num_threads(1)
-fit(tiny_run(sys.argv[1]))
+fit(tiny_run(sys.argv[1], checkpoint={"asynchronous": False}))  # in the background, step 4 may not be written yet
 """
 
 
