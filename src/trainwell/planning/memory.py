@@ -110,10 +110,8 @@ def _logits(config: RunConfig, tokens: int, outputs: int, classifier: bool, auto
     if classifier or not in_chunks(config, outputs):
         return (_LOGIT_WITH_Z if config.optim.z_loss else _LOGIT) * logits
     chunk = min(CHUNK, logits)
-    held = max(
-        size * (chunk + min(chunk, logits - chunk)),  # logits, while the gradient of the chunk before is there
-        size * (chunk + (weights if autocast or chunk < logits else 0)),  # a gradient, and what it gives for the head
-    )
+    # a chunk's logits while those before are still there as their gradient, and the head as a product lays it out
+    held = size * (chunk + min(chunk, logits - chunk) + weights)
     return held + _FLOAT * (weights + tokens * config.model.width)
 
 
