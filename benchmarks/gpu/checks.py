@@ -45,10 +45,10 @@ def _where(error: RuntimeError) -> str:
     return f"{str(error).splitlines()[0]} ({place})"
 
 
-def losses(device: torch.device, steps: int) -> list[float]:
-    """Losses of a small fp32 model, eager, with fused AdamW and the guard; the same weights and text on any device."""
+def losses(device: torch.device, steps: int, dtype: torch.dtype = torch.float32) -> list[float]:
+    """Losses of a small eager model with fused AdamW and the guard; the same weights and text on any device."""
     case = Case(PARITY, PARITY.micro_batches[0], device, compiled=False)
-    model = make_model(PARITY, torch.device("cpu")).to(device)
+    model = make_model(PARITY, torch.device("cpu")).to(device, dtype)
     batches: Batches = case.batches()
     trainer = Trainer(
         model,
