@@ -9,11 +9,13 @@ from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError
 from trainwell.kernels import Kernels, choose
-from trainwell.machine import onednn_rounds
+from trainwell.machine import can_use_huge_pages, onednn_rounds
 from trainwell.planning.memory import Precision
 from trainwell.planning.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+KEPT = "freed memory kept in huge pages" if can_use_huge_pages() else "freed memory kept"
 
 
 def chosen(
@@ -71,8 +73,9 @@ def test_a_recorded_choice_is_made_again_unless_another_is_asked_for() -> None:
 
 def test_the_choices_are_named_and_torch_s_own_are_named_by_what_they_come_to() -> None:
     words = chosen("bf16", keys={"model.dropout": 0.1}).words(dropout=True)
-    assert words == ["attention by products", "dropout by bits", "freed memory kept"]
-    assert chosen().words(dropout=False) == ["attention by flash", "freed memory kept"]
+    assert words == ["attention by products", "dropout by bits", KEPT]
+    assert chosen().words(dropout=False) == ["attention by flash", KEPT]
+    assert chosen(keys={"fast.keep_memory": True}).words(dropout=False)[-1] == "freed memory kept"
 
 
 @pytest.mark.parametrize("attention", ["cudnn", "efficient"])
@@ -101,4 +104,4 @@ def test_products_that_would_round_to_bf16_are_refused() -> None:
 
 def test_a_given_model_has_none_of_the_kernels_of_ours() -> None:
     ours = chosen("bf16", keys={"model.dropout": 0.1})
-    assert ours.of_given_model().words(dropout=True) == ["freed memory kept"]
+    assert ours.of_given_model().words(dropout=True) == [KEPT]

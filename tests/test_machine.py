@@ -1,12 +1,20 @@
 """What the machine can do: the check against float64, the switch of the allocator, the choice of matrix products."""
 
-import resource
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from trainwell.machine import EXACT, keep_freed_memory, native_bf16, onednn_wins, relative_error, use_matmul
+from trainwell.machine import (
+    EXACT,
+    can_keep_memory,
+    can_use_huge_pages,
+    native_bf16,
+    onednn_wins,
+    relative_error,
+    use_matmul,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,16 +51,42 @@ def test_the_switch_of_matrix_products_is_torch_s_own() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the switches are glibc's")
+def of_a_fresh_process(program: str) -> int:
+    """The number a program prints; a heap that other tests have filled, or left for another, tells nothing."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+FAULTS = """
+import resource, torch
+from trainwell.machine import keep_freed_memory
+assert keep_freed_memory()
+torch.ones(8 << 20).sum()  # the first of them faults, and those after it find its place
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(8 << 20).sum()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+HUGE = """
+import re, torch
+from pathlib import Path
+from trainwell.machine import keep_freed_memory, use_huge_pages
+keep_freed_memory()
+assert use_huge_pages()
+kept = torch.ones(16 << 20)
+print(sum(map(int, re.findall(r"AnonHugePages: +([0-9]+) kB", Path("/proc/self/smaps").read_text()))))
+"""
+
+
+@pytest.mark.skipif(not can_keep_memory(), reason="the switches are glibc's")
 def test_memory_that_is_freed_is_kept_under_linux() -> None:
-    if not keep_freed_memory():
-        pytest.skip("not glibc")
-    torch.ones(16 << 20).sum()  # larger than the rest, which then fits in its place
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(8 << 20).sum()
-    pages = (8 << 20) * 4 // resource.getpagesize()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages
+    pages = (8 << 20) * 4 // 4096
+    assert of_a_fresh_process(FAULTS) < pages
+
+
+@pytest.mark.skipif(not can_use_huge_pages(), reason="this system has no transparent huge pages")
+def test_memory_that_is_kept_is_in_huge_pages() -> None:
+    assert of_a_fresh_process(HUGE) > 48 << 10  # of 64 MiB, since a system short of memory may have none at the moment
 
 
 def test_bf16_is_native_or_not_and_says_so() -> None:

@@ -11,7 +11,7 @@ Every contestant is one process; they run one after the other in the order A B C
 end of the one before it to its own end; the median is of all steps of both processes after the warm-up, with quartiles.
 All start from the same weights and read the same batches; clip 1.0, betas (0.9, 0.95), weight decay 0.1 on matrices,
 constant rate. "documented" is as the peer's pages have it in an environment that is untouched; "ours" adds every global
-setting that we use: freed memory kept, GOMP_SPINCOUNT, fused AdamW, the choice of fp32 products.
+setting that we use: freed memory kept in huge pages, GOMP_SPINCOUNT, fused AdamW, the choice of fp32 products.
 The book's model has its head tied here, so that all have the same weights. MFU is (6 N + 12 L H Q T) x tokens/s over
 the largest rate of products of matrices measured here, N without positions. "of light" is the time that the step's
 products, attention and one pass of AdamW take alone, at their best, over the step's time; a step can be above it where

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from benchmarks.speed.cases import read_text
 from benchmarks.speed.figures import spread
-from benchmarks.speed.worker import keep_freed_memory
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+
+from trainwell.machine import keep_freed_memory, use_huge_pages
 
 _BOOK: dict[str, Any] = {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12}
 _BOOK |= {"drop_rate": 0.1, "qkv_bias": False}
@@ -168,6 +169,7 @@ def main() -> None:
     ours, bf16 = asked.settings == "ours", asked.precision == "bf16"
     if ours:
         keep_freed_memory()
+        use_huge_pages()
         torch.set_float32_matmul_precision(asked.matmul)
     with contextlib.redirect_stdout(sys.stderr):
         try:

@@ -5,11 +5,9 @@ Whatever a contestant prints itself goes to stderr.
 
 import argparse
 import contextlib
-import ctypes
 import importlib
 import json
 import os
-import platform
 import resource
 import sys
 import tempfile
@@ -21,20 +19,13 @@ import torch
 from benchmarks.speed.cases import CASES, prepare
 from benchmarks.speed.clock import Clock, Job, NotMeasuredError
 
+from trainwell.machine import keep_freed_memory, use_huge_pages
+
 CONTESTANTS = {
     "ours": ("ours", "ours-compiled", "ours-reference", "ours-saves", "ours-evaluations", "raw-ours-model"),
     "peers": ("raw", "raw-compiled", "book", "trainer", "lightning", "accelerate", "litgpt", "litgpt-eager", "nanogpt"),
 }
 """By the module that has them; only that is imported, so that nobody's memory and start are another's."""
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed for the next step; False where there is no glibc to ask."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def measure(name: str, job: Job, clock: Clock) -> dict[str, Any]:
@@ -71,6 +62,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.settings == "ours":
         keep_freed_memory()
+        use_huge_pages()
         torch.set_float32_matmul_precision(asked.matmul or "highest")
     case = CASES[asked.case]
     with tempfile.TemporaryDirectory() as made:

@@ -42,8 +42,8 @@ class Kernels:
     """Which of its backends torch chose; where `attention` is products, it is not asked in training."""
     dropout: Literal["default", "bits"] = "default"
     """How masks are drawn."""
-    keep_memory: bool = False
-    """Whether freed memory is kept for the next step."""
+    keep_memory: Literal["huge"] | bool = False
+    """Whether freed memory is kept for the next step, and whether in huge pages."""
 
     def words(self, *, dropout: bool) -> list[str]:
         """The choices that are not torch's own, in words; of `dropout` only where there is any."""
@@ -51,7 +51,7 @@ class Kernels:
             *(["oneDNN matmul"] if self.matmul == "onednn" else []),
             *([f"attention by {self._attention}"] if self._attention else []),
             *(["dropout by bits"] if dropout and self.dropout == "bits" else []),
-            *(["freed memory kept"] if self.keep_memory else []),
+            *(["freed memory kept" + " in huge pages" * (self.keep_memory == "huge")] if self.keep_memory else []),
         ]
 
     @property
@@ -67,6 +67,8 @@ class Kernels:
         machine.use_matmul(self.matmul)
         if self.keep_memory:
             machine.keep_freed_memory()
+        if self.keep_memory == "huge":
+            machine.use_huge_pages()
 
     def preferred(self) -> AbstractContextManager[object]:
         """Inside, torch's attention takes the backend that was asked for, where it can."""
@@ -102,7 +104,7 @@ def choose(
         "matmul": lambda: _matmul(plan, say) if device == "cpu" and precision == "fp32" else "default",
         "attention": lambda: "products" if products else "sdpa",
         "dropout": lambda: "bits" if eager_cpu else "default",
-        "keep_memory": lambda: device == "cpu" and machine.can_keep_memory(),
+        "keep_memory": lambda: _keep_memory() if device == "cpu" else False,
     }
     made: dict[str, Any] = {}
     for key, choice in auto.items():
@@ -126,22 +128,33 @@ def _backend(config: RunConfig, plan: Plan, device: str, precision: Precision) -
 
 
 def _refuse_foreign(config: RunConfig, device: str, compiled: bool) -> None:
-    for key, value in (("matmul", "onednn"), ("dropout", "bits"), ("keep_memory", True)):
-        if device != "cpu" and getattr(config.fast, key) == value:
+    for key, values in (("matmul", ("onednn",)), ("dropout", ("bits",)), ("keep_memory", (True, "huge"))):
+        value = getattr(config.fast, key)
+        if device != "cpu" and value in values:
             raise ConfigError(f"fast.{key}: {str(value).lower()} is for a CPU, and this run is on {device}; give auto")
     for key, value in (("attention", "products"), ("dropout", "bits")):
         if compiled and getattr(config.fast, key) == value:
             raise ConfigError(f"fast.{key}: {value} is for eager models, and this one is compiled; give auto")
     if config.fast.matmul == "onednn" and machine.onednn_rounds():
         raise ConfigError("fast.matmul: onednn would round fp32 to bf16 on this CPU, which has AMX; give auto")
-    if config.fast.keep_memory is True and not machine.can_keep_memory():
-        raise ConfigError("fast.keep_memory: true needs glibc, which this system does not have; give auto")
+    _refuse_memory(config.fast.keep_memory)
     attention = config.fast.attention
     if attention != "auto" and attention not in _ATTENTION[device]:
         raise ConfigError(
             f"fast.attention: {attention} is not to be had on {device}; allowed there are auto, "
             f"{', '.join(_ATTENTION[device])}"
         )
+
+
+def _refuse_memory(asked: str | bool) -> None:
+    if asked in (True, "huge") and not machine.can_keep_memory():
+        raise ConfigError(f"fast.keep_memory: {str(asked).lower()} needs glibc, which this system lacks; give auto")
+    if asked == "huge" and not machine.can_use_huge_pages():
+        raise ConfigError("fast.keep_memory: huge needs transparent huge pages, which this system lacks; give auto")
+
+
+def _keep_memory() -> Literal["huge"] | bool:
+    return "huge" if machine.can_use_huge_pages() else machine.can_keep_memory()
 
 
 def _matmul(plan: Plan, say: Callable[[str], None]) -> Literal["default", "onednn"]:

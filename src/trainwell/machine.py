@@ -1,11 +1,13 @@
 """What this machine's processor and allocator can do for training. Knows torch and the system, no configuration."""
 
 import ctypes
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -22,6 +24,9 @@ _before: str | None = None
 """What torch's switch was at before `use_matmul` took oneDNN's products; None where it has not."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """glibc's names in malloc.h."""
+_MADV_HUGEPAGE = 14
+"""Linux's name in mman.h."""
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 def native_bf16() -> bool:
@@ -46,7 +51,40 @@ def keep_freed_memory() -> bool:
     if not can_keep_memory():
         return False
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def can_use_huge_pages() -> bool:
+    """Whether memory that is kept can be in huge pages: Linux gives them to those who ask."""
+    switch = _HUGE_PAGES / "enabled"
+    return can_keep_memory() and switch.is_file() and "[never]" not in switch.read_text()
+
+
+@cache
+def use_huge_pages() -> bool:
+    """Let what this process allocates from now on be in huge pages, and say whether that worked; once is enough.
+
+    Weights, gradients and moments are read from end to end in every step, and with pages of 4 KiB much of that time
+    goes into looking their addresses up. A block as large as the machine's memory is taken from the heap, marked, and
+    freed untouched: it is address space only, and what is allocated later is cut from it. To be called after
+    `keep_freed_memory`, which keeps the heap from shrinking again.
+    """
+    if not can_use_huge_pages():
+        return False
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    block = libc.malloc(size)
+    if block is None:  # address space is limited
+        return False
+    page = int((_HUGE_PAGES / "hpage_pmd_size").read_text())
+    first, end = -(-block // page) * page, (block + size) // page * page
+    marked = bool(libc.madvise(first, end - first, _MADV_HUGEPAGE) == 0)
+    libc.free(block)
+    return marked
 
 
 @cache

@@ -13,7 +13,7 @@ from trainwell.data.batches import BatchSource, MicroBatch
 from trainwell.data.examples import IGNORED
 from trainwell.data.order import seed_for
 from trainwell.model.loss import Loss, Parts, token_loss, with_parts
-from trainwell.optim.clip import clip_and_update, global_norm
+from trainwell.optim.clip import clip_and_update, folds, global_norm
 from trainwell.optim.guard import Guard, LossScale, why_spike
 
 Schedule = Callable[[int], float]
@@ -146,7 +146,7 @@ class Trainer:
             self._set(key, schedule(self.step))
         max_norm = self.max_grad_norm if self.step >= self.clip_from else None
         scale = None if self.loss_scale is None else self.loss_scale.value
-        norm = global_norm(self.parameters, scale)
+        norm = global_norm(self.parameters, scale, fused=folds(self.optimizer))
         broken, spike, thresholds = self.guard.judge(loss, norm)
         before = self._copy_of_weights() if self.measure_every and self.step % self.measure_every == 0 else None
         clip_and_update(self.optimizer, self.parameters, norm, self.guard.leaves_out(broken, spike), max_norm, scale)

@@ -3,6 +3,7 @@
 import ast
 import os
 import shutil
+import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -125,14 +126,18 @@ def test_a_model_that_no_memory_holds_is_71_with_the_estimate_and_the_key_to_low
 
 @needs_limits
 def test_a_batch_that_no_memory_holds_is_71_and_names_the_key_that_changes_no_result(
-    command: Command, tiny_flags: Flags, one_thread: None
+    tiny_flags: Flags, own_folders: Path
 ) -> None:
-    with limited("AS", address_space() + 2**29):
-        flags = tiny_flags(batch_size="65536", micro_batch="65536", eval__every="none")
-        said = command("train", "demo", "--run", "wide", *flags)
-    assert said.code == 71
-    assert "out of memory with micro_batch 65536 x data.seq_len 16: lower --micro-batch, which changes no" in said.err
-    assert "A step is estimated to take " in said.err
+    flags = tiny_flags(batch_size="262144", micro_batch="262144", eval__every="none")
+    program = (  # a process of its own: the heap of this one may have address space to spare from an earlier run
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30));"
+        "from trainwell.cli.app import main; main()"
+    )
+    whole = [sys.executable, "-c", program, "train", "demo", "--run", "wide", *flags]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    assert done.returncode == 71
+    assert "out of memory with micro_batch 262144 x data.seq_len 16: lower --micro-batch, which " in done.stderr
+    assert "A step is estimated to take " in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,25 @@ def run_torch(make: Make, parameters: Parameters, steps: list[tuple[int, float]]
     return optimizer
 
 
+@examples(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1e-6, 1.0, 1e6]))
+def test_the_norm_of_a_large_gradient_is_exact_where_the_update_is_fused(seed: int, size: float) -> None:
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in ((1500, 800), (800,))]
+    gradients = [torch.randn(weight.shape, generator=Generator().manual_seed(seed)) * size for weight in weights]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
+    exact = torch.cat([gradient.double().flatten() for gradient in gradients]).norm()
+    assert float(global_norm(weights, fused=True)) == pytest.approx(float(exact), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_large_gradient_that_is_not_finite_has_no_finite_norm(value: float) -> None:
+    weight = nn.Parameter(torch.zeros(1500, 800))
+    weight.grad = torch.zeros(1500, 800)
+    weight.grad[7, 7] = value
+    assert not global_norm([weight], fused=True).isfinite()
+
+
 def test_only_fused_adamw_takes_the_factor_itself() -> None:
     assert [make for make in EVERY if folds(make(weights()))] == [fused_adamw]
 

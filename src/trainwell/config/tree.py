@@ -273,8 +273,8 @@ class FastConfig(Section):
     """What computes attention: torch's choice (sdpa), one of its kernels, or on a CPU matrix products."""
     dropout: Literal["auto", "default", "bits"] = "auto"
     """How a CPU draws dropout: a float for each value (default), or sixteen random bits, which is quicker (bits)."""
-    keep_memory: Literal["auto"] | bool = "auto"
-    """Keep freed memory for the next step rather than give it back to the system; auto does on a CPU under Linux."""
+    keep_memory: Literal["auto", "huge"] | bool = "auto"
+    """Keep freed memory for the next step rather than give it back, if huge in huge pages; auto does under Linux."""
 
 
 class RunConfig(Section):

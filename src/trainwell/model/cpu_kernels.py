@@ -78,18 +78,24 @@ class CausalAttention(torch.autograd.Function):
         heads = _Heads(queries, keys, values)
         grad = grad_mixed.flatten(0, 1)
         grad = grad / _kept_share(ctx.dropout) if ctx.dropout else grad
-        of_queries, of_keys, of_values = (torch.zeros_like(heads.queries) for _ in range(3))
-        for number, (start, end) in enumerate(heads.blocks()):
+        of_queries = torch.empty_like(heads.queries)
+        of_keys = of_values = torch.empty(0)
+        for number, (start, end) in reversed(list(enumerate(heads.blocks()))):  # the last rows see all keys
             weights, rows = heads.weights(start, end), grad[:, start:end]
             of_weights = torch.bmm(rows, heads.values[:, :end].transpose(1, 2))
             used = weights
             if ctx.dropout:
                 of_weights.mul_(ctx.kept[number])
                 used = weights * ctx.kept[number]
-            of_values[:, :end] += torch.bmm(used.transpose(1, 2), rows)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_queries[:, start:end] = torch.bmm(of_scores, heads.keys[:, :end])
-            of_keys[:, :end] += torch.bmm(of_scores.transpose(1, 2), heads.queries[:, start:end])
+            to_values = torch.bmm(used.transpose(1, 2), rows)
+            to_keys = torch.bmm(of_scores.transpose(1, 2), heads.queries[:, start:end])
+            if end == grad.shape[1]:
+                of_values, of_keys = to_values, to_keys
+            else:
+                of_values[:, :end] += to_values
+                of_keys[:, :end] += to_keys
         of_queries *= heads.scale
         of_keys *= heads.scale
         return *(part.view(queries.shape) for part in (of_queries, of_keys, of_values)), None

@@ -11,6 +11,10 @@ _SLICE = 1 << 20
 """Logits that a CPU turns into probabilities at a time: 4 MiB, which its caches hold between the passes."""
 
 
+_COLUMNS = 8192
+"""Columns of the logits that a CPU multiplies at a time: in bf16, all at once takes a third longer."""
+
+
 class HeadLoss(torch.autograd.Function):
     """Head, cross-entropy and z-loss in one: the logits of a chunk of rows become their own gradient, in place.
 
@@ -47,7 +51,7 @@ class HeadLoss(torch.autograd.Function):
             head = weight.to(dtype)
             for rows, asked in zip(counted.split(size), targets.split(size), strict=True):
                 seen = hidden[rows].to(dtype)
-                logits = linear(seen, head)
+                logits = _logits(seen, head)
                 sums += _loss_and_gradient(logits, asked, wide, z_weight, wanted=any(ctx.wanted))
                 if of_hidden is not None:
                     of_hidden[rows] = (logits @ head).to(hidden.dtype)
@@ -76,6 +80,16 @@ class HeadLoss(torch.autograd.Function):
         if ctx.wanted[1]:
             of_weight = _scaled(grad_logits.T @ seen, grad_loss, ctx.types[1])
         return of_hidden, of_weight, *[None] * 6
+
+
+def _logits(seen: Tensor, head: Tensor) -> Tensor:
+    """The product of `seen` (n, C) and `head` (V, C): (n, V)."""
+    if seen.device.type != "cpu" or torch.compiler.is_compiling():
+        return linear(seen, head)
+    logits = seen.new_empty(len(seen), len(head))
+    for part, weight in zip(logits.split(_COLUMNS, dim=1), head.split(_COLUMNS), strict=True):
+        torch.mm(seen, weight.T, out=part)
+    return logits
 
 
 def _scaled(product: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
