@@ -61,9 +61,9 @@ FAULTS = """
 import resource, torch
 from trainwell.machine import keep_freed_memory
 assert keep_freed_memory()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(8 << 20).sum()  # the first ones find no place that was used before
+for block in range(40):  # the first ones may find no place that was used before
+    before = before if block > 20 else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(8 << 20).sum()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 HUGE = """
@@ -80,7 +80,7 @@ print(sum(map(int, re.findall(r"AnonHugePages: +([0-9]+) kB", Path("/proc/self/s
 @pytest.mark.skipif(not can_keep_memory(), reason="the switches are glibc's")
 def test_memory_that_is_freed_is_kept_under_linux() -> None:
     pages_of_a_block = (8 << 20) * 4 // 4096
-    assert of_a_fresh_process(FAULTS) < 20 * pages_of_a_block / 4
+    assert of_a_fresh_process(FAULTS) < pages_of_a_block
 
 
 @pytest.mark.skipif(not can_use_huge_pages(), reason="this system has no transparent huge pages")
