@@ -53,7 +53,7 @@ def test_a_compiled_model_has_the_compiler_s_own_kernels() -> None:
 
 
 def test_every_choice_of_auto_has_a_key_that_turns_it_off() -> None:
-    keys = {"attention": "sdpa", "dropout": "default", "keep_memory": False, "matmul": "default"}
+    keys = {"attention": "sdpa", "dropout": "default", "keep_memory": False, "matmul": "default", "residual": "fp32"}
     plain = chosen("bf16", keys={f"fast.{key}": value for key, value in keys.items()} | {"model.dropout": 0.1})
     assert {key: getattr(plain, key) for key in keys} == keys
     assert set(RunConfig().fast.model_dump()) == set(keys)

@@ -23,7 +23,9 @@ BUDGETS_S = {"ceilings": 15, "124m": 215, "350m": 80, "variants": 85, "profile":
 
 PEERS: tuple[Callable[[Case], Contender], ...] = (plain_gpt, lightning_trainer, transformers_trainer)
 VARIANTS: tuple[tuple[str, How], ...] = (
-    ("attention by cuDNN", How(attention="cudnn")),
+    ("attention by flash", How(attention="flash")),
+    ("cross-entropy compiled", How(loss="whole")),
+    ("residual path in fp32", How(narrow=False)),
     ("chunked head_loss", How(loss="chunked")),
     ("torch's linear_cross_entropy", How(loss="linear")),
     ("bf16 weights, fp32 masters", How(weights="master")),
@@ -117,7 +119,7 @@ def run_variants(bench: Bench) -> None:
     shape = TINY if bench.small else GPT2_124M
     case = Case(shape, shape.micro_batches[0], bench.device, bench.compiled)
     others = [(name, _variant(name, how)) for name, how in VARIANTS]
-    base = "whole loss compiled, autocast"
+    base = "as trainwell has it"
     compete(
         bench, case, f"{shape.name}, {case.micro_batch} x {shape.seq_len}", [(base, _variant(base, AS_IS)), *others]
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainwell.data.batches import Batches, MicroBatch, Prefetch, Windows
+from trainwell.fitting import logits_at_once
 from trainwell.model.attention import preferring
 from trainwell.model.gpt2 import GPT2, init_gpt2
 from trainwell.model.loss import head_loss, token_loss
@@ -79,8 +80,8 @@ class Case:
 class How:
     """A variant of ours."""
 
-    loss: Literal["whole", "chunked", "linear"] = "whole"
-    """Cross-entropy in the compiled graph; `head_loss` behind a compiled body; torch's linear_cross_entropy there."""
+    loss: Literal["fused", "whole", "chunked", "linear"] = "fused"
+    """In the compiled graph `head_loss`, or cross-entropy; behind a compiled body `head_loss`, or torch's operation."""
     weights: Literal["autocast", "master"] = "autocast"
     """fp32 weights under bf16 autocast, or bf16 weights with fp32 masters."""
     mode: str | None = None
@@ -89,6 +90,8 @@ class How:
     """Torch's choice, or a backend by name."""
     recompute: bool = False
     """Blocks keep their inputs alone, and are computed again in the backward pass."""
+    narrow: bool = True
+    """The residual path in bf16."""
 
 
 AS_IS = How()
@@ -167,14 +170,16 @@ def _linear_loss(body: _Body, batch: MicroBatch) -> Tensor:
     ).float()
 
 
-def _loss_of(model: GPT2, case: Case, how: How) -> Callable[[Any, MicroBatch], Any]:
+def loss_of(model: GPT2, case: Case, how: How) -> Callable[[Any, MicroBatch], Any]:
+    """The summed loss of a micro-batch: a function of model and micro-batch, for this model only."""
+
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         if not case.compiled:
             return function
         return torch.compile(function, dynamic=False, fullgraph=True, mode=how.mode)
 
-    if how.loss == "whole":
-        whole = compiled(token_loss)
+    if how.loss in {"whole", "fused"}:
+        whole = compiled(token_loss if how.loss == "whole" else partial(head_loss, chunk=logits_at_once(case.device)))
         return lambda _model, batch: whole(model, batch)
     if how.loss == "linear" and not hasattr(functional, "linear_cross_entropy"):
         raise MissingError(f"torch {torch.__version__} has no linear_cross_entropy")
@@ -186,7 +191,7 @@ def _loss_of(model: GPT2, case: Case, how: How) -> Callable[[Any, MicroBatch], A
 def ours(case: Case, how: How = AS_IS, name: str = OURS) -> Contender:
     """A Trainer on this case; nothing reads its results, as in a run between two log lines."""
     model = make_model(case.shape, case.device)
-    model.recompute = how.recompute
+    model.recompute, model.narrow = how.recompute, how.narrow
     optimizer = MasterWeights(model) if how.weights == "master" else adamw(parameter_groups(model.parameters(), DECAY))
     batches = Prefetch(case.batches())
     trainer = Trainer(
@@ -194,7 +199,7 @@ def ours(case: Case, how: How = AS_IS, name: str = OURS) -> Contender:
         optimizer,
         batches,
         schedules={"lr": rate},
-        loss=_loss_of(model, case, how),
+        loss=loss_of(model, case, how),
         max_grad_norm=CLIP,
         seed=SEED,
         autocast=torch.bfloat16 if how.weights == "autocast" else None,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.gpu.ours import CLIP, Case, adamw, make_model, rate
+from benchmarks.gpu.ours import AS_IS, CLIP, Case, adamw, loss_of, make_model, rate
 from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.timing import Contender
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 from trainwell.data.batches import MicroBatch
-from trainwell.model.loss import token_loss
 
 RAW = "raw loop, our model"
 
@@ -75,10 +74,11 @@ def plain_gpt(case: Case) -> Contender:
 def raw_loop(case: Case) -> Contender:
     """Our model and loss in the plain loop: what ours takes beyond it is the trainer's own."""
     model = make_model(case.shape, case.device)
-    total = torch.compile(token_loss, dynamic=False, fullgraph=True) if case.compiled else token_loss
+    model.narrow = AS_IS.narrow
+    total = loss_of(model, case, AS_IS)
 
     def mean(ids: Tensor, targets: Tensor) -> Tensor:
-        return total(model, MicroBatch(ids, targets, 0)) / targets.numel()
+        return total(model, MicroBatch(ids, targets, 0)) / targets.numel()  # type: ignore[no-any-return]
 
     return Contender(RAW, _loop(case, model, mean), case.tokens_per_step)
 

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainwell.config.tree import RunConfig
 from trainwell.config.values import Duration
 from trainwell.data.batches import Batches, MicroBatch, Prefetch, Stream, evaluation_batches
 from trainwell.errors import ConfigError, DataError
-from trainwell.fitting import largest_micro_batch, trial
+from trainwell.fitting import largest_micro_batch, logits_at_once, trial
 from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts, template_in
 from trainwell.hellaswag import Question, read_hellaswag
 from trainwell.model.loss import Loss, head_loss, label_loss, token_loss, z_loss
@@ -26,7 +27,7 @@ from trainwell.optim.groups import describe_groups
 from trainwell.optim.guard import Guard, loss_bound
 from trainwell.optimizers import make_optimizer
 from trainwell.planning.bands import bands_for
-from trainwell.planning.memory import CHUNK, in_chunks
+from trainwell.planning.memory import in_chunks
 from trainwell.planning.model_size import flops_per_token
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
 from trainwell.planning.summary import summary
@@ -178,8 +179,8 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     fresh = start.parent is None and not saved_steps(start.run_dir.checkpoints)
     if config.init_from is not None and fresh:
         load_weights(model, config.init_from, labels=data.labels)
-    chunked = given.model is None and in_chunks(config, plan.vocab_size or 0)
-    loss = _loss(config, given, data, chunked=chunked)
+    chunk = logits_at_once(device) if given.model is None and in_chunks(config, plan.vocab_size or 0) else None
+    loss = _loss(config, given, data, chunk)
     outputs = len(data.labels) or plan.vocab_size or 0
     custom = describe_custom(given, model)
     optimizer, schedules = _optimizer(config, given, model, outputs, settings), plan.schedules | dict(given.schedules)
@@ -207,13 +208,11 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
     config = config.model_copy(update={"micro_batch": settings.micro_batch})
     if settings.compile:
         keep_on_disk()
-        # in one graph on a GPU, all logits take 16 bits each and no more
-        chunked = chunked and (settings.device != "cuda" or settings.compile == "blocks")
         trainer.loss = loss = CompiledLoss(
-            _loss(config, given, data, chunked=chunked),
+            loss,
             model,
             settings.compile,
-            one_graph=given.loss is None and (bool(data.labels) or not chunked),
+            one_graph=given.loss is None and (bool(data.labels) or chunk is None or settings.device == "cuda"),
             shapes_vary=_buckets(config) or isinstance(data.train, Stream),
             say=(lambda line: run.console.message(line)) if config.compile == "auto" else None,
         )
@@ -304,7 +303,7 @@ def _questions(config: RunConfig, data: Data) -> tuple[Question, ...]:
 
 def _refuse_own_parts(config: RunConfig) -> None:
     """Raise ConfigError for what only trainwell's own models do."""
-    for key, value in (("attention", "products"), ("dropout", "bits")):
+    for key, value in (("attention", "products"), ("dropout", "bits"), ("residual", "bf16")):
         if getattr(config.fast, key) == value:
             raise ConfigError(f"fast.{key}: {value} is for trainwell's own models; leave it at auto for a given one")
     if config.recompute:
@@ -319,8 +318,8 @@ def _refuse_own_parts(config: RunConfig) -> None:
         )
 
 
-def _loss(config: RunConfig, given: Given, data: Data, *, chunked: bool) -> Loss:
-    """The given loss; that of the task; and `chunked` the form that never holds all logits."""
+def _loss(config: RunConfig, given: Given, data: Data, chunk: int | None) -> Loss:
+    """The given loss; that of the task; and with a `chunk` the form that never holds all logits."""
     weight = config.optim.z_loss
     if given.loss is not None:
         if weight:
@@ -329,8 +328,8 @@ def _loss(config: RunConfig, given: Given, data: Data, *, chunked: bool) -> Loss
     if data.labels:
         return label_loss(data.labels)
     if weight:
-        return z_loss(weight, chunk=CHUNK if chunked else None)
-    return head_loss if chunked else token_loss
+        return z_loss(weight, chunk=chunk)
+    return token_loss if chunk is None else partial(head_loss, chunk=chunk)
 
 
 def _check_schedules(schedules: Mapping[str, Schedule], optimizer: Any) -> None:

@@ -10,10 +10,19 @@ from contextlib import contextmanager
 import torch
 
 from trainwell.data.batches import Batch, MicroBatch
+from trainwell.planning.memory import CHUNK
 from trainwell.trainer import Trainer
 
 MARGIN = 0.08
 """Share of a GPU's memory that a trial may not use: holes between blocks, kernels that choose other workspaces."""
+
+
+def logits_at_once(device: torch.device) -> int:
+    """Logits that go through the loss together: in 16 bits a sixteenth of a GPU's memory, elsewhere 128 MiB of them.
+
+    A GPU is fastest with many at a time, and a CPU with what its caches hold.
+    """
+    return torch.cuda.get_device_properties(device).total_memory // 32 if device.type == "cuda" else CHUNK
 
 
 def largest_micro_batch(

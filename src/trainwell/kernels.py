@@ -15,6 +15,7 @@ from trainwell import machine
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError
 from trainwell.model.attention import chosen_backend, preferring
+from trainwell.model.decoder import Decoder
 from trainwell.model.fast import use_attention, use_cpu_dropout
 from trainwell.planning.memory import Precision
 from trainwell.planning.resolve import Plan
@@ -42,6 +43,8 @@ class Kernels:
     """Which of its backends torch chose; where `attention` is products, it is not asked in training."""
     dropout: Literal["default", "bits"] = "default"
     """How masks are drawn."""
+    residual: Literal["fp32", "bf16"] = "fp32"
+    """The type of the residual path, where the run is in bf16."""
     keep_memory: Literal["huge"] | bool = False
     """Whether freed memory is kept for the next step, and whether in huge pages."""
 
@@ -51,6 +54,7 @@ class Kernels:
             *(["oneDNN matmul"] if self.matmul == "onednn" else []),
             *([f"attention by {self._attention}"] if self._attention else []),
             *(["dropout by bits"] if dropout and self.dropout == "bits" else []),
+            *(["residual path in bf16"] if self.residual == "bf16" else []),
             *(["freed memory kept" + " in huge pages" * (self.keep_memory == "huge")] if self.keep_memory else []),
         ]
 
@@ -60,7 +64,7 @@ class Kernels:
 
     def of_given_model(self) -> "Kernels":
         """What of it a model has that is not trainwell's own."""
-        return replace(self, attention="sdpa", backend="", dropout="default")
+        return replace(self, attention="sdpa", backend="", dropout="default", residual="fp32")
 
     def use_in_process(self) -> None:
         """Make the choices that hold for the whole process; those of a run before it in the same one are taken back."""
@@ -79,6 +83,8 @@ class Kernels:
         use_attention(model, "products" if self.attention == "products" else "sdpa")
         if self.dropout == "bits":
             use_cpu_dropout(model)
+        if isinstance(model, Decoder):
+            model.narrow = self.residual == "bf16"
 
 
 def choose(
@@ -94,7 +100,7 @@ def choose(
 
     Raises ConfigError for a kernel that the device does not have.
     """
-    _refuse_foreign(config, device, compiled)
+    _refuse_foreign(config, device, precision, compiled)
     if config.kernels == "reference":
         return Kernels(backend=_backend(config, plan, device, precision))
     eager_cpu = device == "cpu" and not compiled
@@ -104,6 +110,7 @@ def choose(
         "matmul": lambda: _matmul(plan, say) if device == "cpu" and precision == "fp32" else "default",
         "attention": lambda: "products" if products else "sdpa",
         "dropout": lambda: "bits" if eager_cpu else "default",
+        "residual": lambda: "bf16" if (device, precision) == ("cuda", "bf16") else "fp32",
         "keep_memory": lambda: _keep_memory() if device == "cpu" else False,
     }
     made: dict[str, Any] = {}
@@ -127,7 +134,7 @@ def _backend(config: RunConfig, plan: Plan, device: str, precision: Precision) -
     )
 
 
-def _refuse_foreign(config: RunConfig, device: str, compiled: bool) -> None:
+def _refuse_foreign(config: RunConfig, device: str, precision: Precision, compiled: bool) -> None:
     for key, values in (("matmul", ("onednn",)), ("dropout", ("bits",)), ("keep_memory", (True, "huge"))):
         value = getattr(config.fast, key)
         if device != "cpu" and value in values:
@@ -135,6 +142,8 @@ def _refuse_foreign(config: RunConfig, device: str, compiled: bool) -> None:
     for key, value in (("attention", "products"), ("dropout", "bits")):
         if compiled and getattr(config.fast, key) == value:
             raise ConfigError(f"fast.{key}: {value} is for eager models, and this one is compiled; give auto")
+    if config.fast.residual == "bf16" and precision != "bf16":
+        raise ConfigError(f"fast.residual: bf16 is for runs in bf16, and this one is in {precision}; give auto")
     if config.fast.matmul == "onednn" and machine.onednn_rounds():
         raise ConfigError("fast.matmul: onednn would round fp32 to bf16 on this CPU, which has AMX; give auto")
     _refuse_memory(config.fast.keep_memory)

@@ -107,6 +107,8 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
         )
         threads = torch.get_num_threads()
     torch.set_num_threads(threads)
+    if config.deterministic and device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS adds up in one order only with this
     name = _device_name(device)
     if recorded and before["device_name"] != name:
         say(

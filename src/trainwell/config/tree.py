@@ -273,6 +273,8 @@ class FastConfig(Section):
     """What computes attention: torch's choice (sdpa), one of its kernels, or on a CPU matrix products."""
     dropout: Literal["auto", "default", "bits"] = "auto"
     """How a CPU draws dropout: a float for each value (default), or sixteen random bits, which is quicker (bits)."""
+    residual: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the sum of all blocks' outputs is kept in where the run is in bf16; auto takes bf16 on a GPU."""
     keep_memory: Literal["auto", "huge"] | bool = "auto"
     """Keep freed memory for the next step rather than give it back, if huge in huge pages; auto does under Linux."""
 

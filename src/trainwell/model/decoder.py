@@ -19,6 +19,8 @@ class Decoder(nn.Module, ABC):
     lm_head: nn.Linear
     recompute: bool = False
     """Keep only what enters each block in training, and compute the inside again on the way back."""
+    narrow: bool = False
+    """Under autocast, add up the residual path in its 16 bits too: half of what norms and additions move."""
 
     def __init__(self, vocab_size: int, seq_len: int, num_labels: int | None) -> None:
         super().__init__()
@@ -58,6 +60,8 @@ class Decoder(nn.Module, ABC):
         With `recompute`, a block leaves its input for the backward pass and nothing else; there it runs once more,
         with the same random numbers, so that gradients stay the same to the bit (Chen et al., 2016).
         """
+        if self.narrow and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         again = self.recompute and self.training and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             arguments = (x, layer, cache, *shared)

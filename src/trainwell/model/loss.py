@@ -44,8 +44,9 @@ def head_loss(model: nn.Module, batch: Tokens, *, chunk: int = _CHUNK) -> Tensor
     """The loss of `token_loss` without all logits at once, for a model with `.hidden` and `.lm_head`.
 
     Positions go through the head as many at a time as have `chunk` logits together (at least one; the default is 128
-    MiB in float32). Gradients of logits are computed in the forward pass, while the logits are there; they cannot be
-    differentiated again. On a CPU, where it is known which they are, positions without a target are left out.
+    MiB in float32). Gradients of logits are computed in the forward pass, while the logits are there, on a GPU in the
+    same kernel as the loss; they cannot be differentiated again. On a CPU, where it is known which they are, positions
+    without a target are left out.
     """
     return _through_head(model, batch, chunk, z_weight=0.0)[0]
 
@@ -76,16 +77,15 @@ def _through_head(model: nn.Module, batch: Tokens, chunk: int, z_weight: float) 
     """The loss a chunk of logits at a time, and what it is the sum of: the cross-entropy and the weighted z-loss."""
     body: Any = model
     targets = batch.targets.flatten()
-    if targets.device.type == "cpu":
+    counted = None  # to know which they are would be to wait for a GPU: all rows go, and the rest weigh nothing
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         counted = (targets != _IGNORED).nonzero()[:, 0]
-    else:  # to know which they are would be to wait for the device: all rows go, and the rest weigh nothing
-        counted = torch.arange(len(targets), device=targets.device)
     hidden: Tensor = body.hidden(batch.inputs, **_documents(batch)).flatten(0, 1)
     return HeadLoss.apply(  # type: ignore[no-any-return, no-untyped-call]
         hidden,
         body.lm_head.weight,
         counted,
-        targets[counted],
+        targets if counted is None else targets[counted],
         _head_dtype(hidden),
         max(1, chunk // len(body.lm_head.weight)),
         z_weight,

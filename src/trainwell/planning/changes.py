@@ -36,7 +36,7 @@ TABLE = (
         "warn", ("micro_batch", "parallel"), "sums are taken in another order, and dropout, if any, draws other masks"
     ),
     Rule("warn", ("device", "kernels", "compile", "deterministic"), "other kernels round otherwise"),
-    Rule("warn", ("fast.matmul", "fast.attention"), "other kernels round otherwise"),
+    Rule("warn", ("fast.matmul", "fast.attention", "fast.residual"), "other kernels round otherwise"),
     Rule("warn", ("fast.dropout",), "dropout, if any, draws other masks"),
     Rule("warn", ("precision",), "the forward pass rounds to other digits"),
     Rule("warn", ("guard.",), "a step that leaps out may fare otherwise; all others are as they would have been"),
