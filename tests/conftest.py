@@ -109,7 +109,7 @@ def bits_of() -> Callable[[Any], Any]:
     def bits(state: Any) -> Any:
         plain, tensors = pack(state)
         raw = {
-            name: (tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+            name: (tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
             for name, tensor in tensors.items()
         }
         return json.dumps(plain), raw

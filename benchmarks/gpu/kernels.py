@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("copies", ("memcpy", "memset")),
     ("attention", ("flash", "fmha", "sdpa", "attention")),
-    ("loss", ("nll", "log_softmax", "cross_entropy", "logsumexp")),
+    ("loss", ("nll", "log_softmax", "cross_entropy", "logsumexp", "loss_and_gradient")),
     ("optimizer", ("adam", "multi_tensor", "foreach", "lpnorm")),
     ("matmul", ("gemm", "cutlass", "cublas", "nvjet", "triton_tem", "triton_mm", "::mm", "::addmm", "::bmm", "mkldnn")),
 )

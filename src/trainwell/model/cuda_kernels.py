@@ -11,7 +11,7 @@ _WARPS = 4
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _row(  # type: ignore[no-untyped-def]
+def _loss_and_gradient_of_a_row(  # type: ignore[no-untyped-def]
     logits,
     targets,
     entropies,
@@ -60,7 +60,7 @@ def loss_and_gradient(logits: Tensor, targets: Tensor, z_weight: float) -> Tenso
     torch.compile takes it into its graph.
     """
     entropies, squares = torch.empty(2, len(logits), device=logits.device)
-    _row[(len(logits),)](
+    _loss_and_gradient_of_a_row[(len(logits),)](
         logits,
         targets,
         entropies,
