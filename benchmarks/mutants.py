@@ -152,7 +152,7 @@ MUTANTS = (
         "a resume without the optimizer's moments",
         "resume",
         "trainer.py",
-        '        self.optimizer.load_state_dict(state["optimizer"])\n',
+        '        load_optimizer_state(self.optimizer, state["optimizer"])\n',
         "",
         "tests/test_fit.py",
     ),

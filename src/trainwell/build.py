@@ -3,8 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from trainwell.config import checks, load
 from trainwell.config.tree import RunConfig
 from trainwell.config.values import Duration
 from trainwell.data.batches import Batches, MicroBatch, Prefetch, Stream, evaluation_batches
+from trainwell.distributed.parallel import Shared
+from trainwell.distributed.world import ALONE, World, current
 from trainwell.errors import ConfigError, DataError
 from trainwell.fitting import largest_micro_batch, logits_at_once, trial
 from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts, template_in
-from trainwell.hellaswag import Question, read_hellaswag
-from trainwell.model.loss import Loss, head_loss, label_loss, token_loss, z_loss
-from trainwell.models import freeze, load_weights, make_model
+from trainwell.model.loss import Loss
+from trainwell.models import load_weights
 from trainwell.optim.groups import describe_groups
 from trainwell.optim.guard import Guard, loss_bound
-from trainwell.optimizers import make_optimizer
+from trainwell.parts import check_schedules, loss_of, model_of, optimizer_of, questions_of
 from trainwell.planning.bands import bands_for
 from trainwell.planning.memory import in_chunks
 from trainwell.planning.model_size import flops_per_token
@@ -35,7 +35,7 @@ from trainwell.planning.target import Start, find_start, find_step
 from trainwell.run import Run
 from trainwell.runs.rundir import RunDir, is_run, parse_target
 from trainwell.saver import load_trainer
-from trainwell.settings import Settings, decide, recorded_settings
+from trainwell.settings import Settings, decide_together
 from trainwell.trainer import Schedule, Trainer
 
 _TIMED_STEPS = 5
@@ -55,6 +55,8 @@ def build(
     **overrides: Any,
 ) -> Run:
     """Make a run of a recipe, a config file or an existing run; its folder is touched when its first step is asked for.
+
+    Where `torch.distributed` is initialised, every rank calls this with the same arguments, and they train together.
 
     Args:
         target: `demo`, `my.yaml`, `runs/demo` (continue it), or `runs/demo@1200` (branch from it, into `run_dir`).
@@ -76,8 +78,9 @@ def build(
     given = Given(model=model, data=data, val=val, optimizer=optimizer, schedules=schedules or {}, loss=loss)
     given, flags = _parts_and_keys(given, overrides if extra is None else {**overrides, "extra": extra})
     folder = None if run_dir is None else Path(run_dir)
-    start = find_start(target, flags=flags, run=folder, source="build(...)", data=given.data)
-    return assemble(start, given)
+    world = current()
+    start = world.from_main(lambda: find_start(target, flags=flags, run=folder, source="build(...)", data=given.data))
+    return assemble(start, given, world=world)
 
 
 def open_run(path: str | Path, *, weights_alone: bool = False, **parts: Any) -> Run:
@@ -98,7 +101,7 @@ def open_run(path: str | Path, *, weights_alone: bool = False, **parts: Any) -> 
     start = Start(config, run_dir)
     refuse_missing_parts(config, given)
     unread = weights_alone and given.data is None
-    run = assemble(start, given, recorded(config, run_dir) if unread else _data_of_run(start, given))
+    run = assemble(start, given, recorded(config, run_dir) if unread else _data_of_run(start, given), world=ALONE)
     number = find_step(run.run_dir, "last" if step is None else step)
     load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")
     return run
@@ -122,33 +125,51 @@ def _parts_and_keys(given: Given, keys: Mapping[str, Any]) -> tuple[Given, dict[
     return replace(given, **nothing), {**keys, **sections}
 
 
-def assemble(start: Start, given: Given, data: Data | None = None) -> Run:
-    """Put a run together: everything that can be wrong with it is found before the model is made."""
+def assemble(start: Start, given: Given, data: Data | None = None, *, world: World | None = None) -> Run:
+    """Put a run together: everything that can be wrong with it is found before the model is made.
+
+    In a `world` of several ranks, which is the one that this process has joined where none is given, all of them call
+    this, and all raise where one does.
+    """
+    world = current() if world is None else world
     refuse_missing_parts(start.config, given)
-    data = data or data_from(start.config, given)
+    data = data or world.together(lambda: data_from(start.config, given))
     config, asked = data.config, str(data.config.duration)
     problems = [] if given.data is not None else checks.training_problems(config)
-    if isinstance(data.train, Stream) and config.batch_ramp.from_tokens is not None:
-        problems.append(
-            f"batch_ramp.from_tokens: {config.batch_ramp.from_tokens}, but from_loader's batches are as they come; "
-            "give examples with len(d) and d[i], or batch_ramp.from_tokens null"
-        )
+    if isinstance(data.train, Stream):
+        problems += _stream_problems(config, world)
     if problems:
         raise checks.error(problems)
     try:
         plan = resolve(config, data.info)
     except NeedsTimingError:
-        config = _timed(start, given, data)
+        config = _timed(start, given, data, world)
         plan = resolve(config, data.info)
-    return _assemble(replace(start, config=config), given, data, plan, asked)
+    return _assemble(replace(start, config=config), given, data, plan, asked, world)
 
 
-def _timed(start: Start, given: Given, data: Data) -> RunConfig:
+def _stream_problems(config: RunConfig, world: World) -> list[str]:
+    """A line for everything that takes data whose examples have numbers."""
+    found, instead = [], "give examples with len(d) and d[i]"
+    if config.batch_ramp.from_tokens is not None:
+        found.append(
+            f"batch_ramp.from_tokens: {config.batch_ramp.from_tokens}, but from_loader's batches are as they come; "
+            f"{instead}, or batch_ramp.from_tokens null"
+        )
+    if world.size > 1:
+        found.append(
+            f"data: from_loader's batches are as they come, and {world.size} ranks would each train on all of them; "
+            f"{instead}, or start one process"
+        )
+    return found
+
+
+def _timed(start: Start, given: Given, data: Data, world: World) -> RunConfig:
     """The configuration with its duration in minutes turned into steps, by taking a few and undoing them."""
     config = data.config
     provisional = config.model_copy(update={"duration": Duration.parse(10**6)})
     plan = resolve(provisional, data.info)
-    run = _assemble(replace(start, config=provisional), given, data, plan, "")
+    run = _assemble(replace(start, config=provisional), given, data, plan, "", world)
     before = copy.deepcopy(run.trainer.state_dict())
     if isinstance(data.train, Stream):
         first = data.train.first()
@@ -160,81 +181,105 @@ def _timed(start: Start, given: Given, data: Data) -> RunConfig:
         result = run.trainer.take_step()
     result.loss.item()
     examples = plan.batch.examples_before(1 + _TIMED_STEPS) - plan.batch.examples_before(1)
-    seconds_per_step = (time.perf_counter() - begin) / examples * plan.batch.batch_size
+    took = time.perf_counter() - begin
+    seconds_per_step = world.from_main(lambda: took) / examples * plan.batch.batch_size
     run.trainer.load_state_dict(before)
     run.close()
     steps = resolve(config, data.info, seconds_per_step=seconds_per_step).num_steps
     return config.model_copy(update={"duration": Duration.parse(steps)})
 
 
-def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) -> Run:
-    config, notes = plan.config, list[str]()
-    settings = decide(config, plan, recorded_settings(start.run_dir), notes.append)
-    device = torch.device(settings.device)
-    model = _model(config, given, plan, len(data.labels) or None, device)
-    if given.model is None:
+@dataclass(frozen=True)
+class _Made:
+    """What steps are taken with, as one process has it."""
+
+    settings: Settings
+    model: nn.Module
+    loss: Loss
+    one_graph: bool
+    """Whether the loss can be compiled in one piece with the model."""
+    custom: dict[str, Any]
+    fresh: bool
+    """Whether the run begins here: not on disk yet, and no branch."""
+
+
+def _make(config: RunConfig, given: Given, data: Data, plan: Plan, settings: Settings, fresh: bool) -> _Made:
+    device, own_model = torch.device(settings.device), given.model is None
+    model = model_of(config, given, plan, len(data.labels) or None, device)
+    if own_model:
         settings.fast.use_in(model)
     else:
         settings = replace(settings, fast=settings.fast.of_given_model(), dropout=False)
-    fresh = start.parent is None and not saved_steps(start.run_dir.checkpoints)
     if config.init_from is not None and fresh:
         load_weights(model, config.init_from, labels=data.labels)
-    chunk = logits_at_once(device) if given.model is None and in_chunks(config, plan.vocab_size or 0) else None
-    loss = _loss(config, given, data, chunk)
-    outputs = len(data.labels) or plan.vocab_size or 0
-    custom = describe_custom(given, model)
-    optimizer, schedules = _optimizer(config, given, model, outputs, settings), plan.schedules | dict(given.schedules)
-    _check_schedules(schedules, optimizer)
-    trainer = Trainer(
-        model,
+    chunk = logits_at_once(device) if own_model and in_chunks(config, plan.vocab_size or 0) else None
+    loss = loss_of(config, given, data, chunk)
+    one_graph = given.loss is None and (bool(data.labels) or chunk is None or settings.device == "cuda")
+    return _Made(settings, model, loss, one_graph, describe_custom(given, model), fresh)
+
+
+def _trainer(
+    config: RunConfig, given: Given, data: Data, plan: Plan, made: _Made, optimizer: Any, loss: Loss, world: World
+) -> Trainer:
+    schedules = plan.schedules | dict(given.schedules)
+    check_schedules(schedules, optimizer)
+    return Trainer(
+        made.model,
         optimizer,
-        _batches(config, data, plan, settings),
+        _batches(config, data, plan, made.settings, world),
         schedules=schedules,
         loss=loss,
         max_grad_norm=config.optim.max_grad_norm,
         clip_from=plan.clip_from,
-        seed=config.seed if config.model.dropout or custom.keys() & {"model", "loss", "optimizer"} else None,
-        autocast=settings.autocast,
+        seed=config.seed if config.model.dropout or made.custom.keys() & {"model", "loss", "optimizer"} else None,
+        autocast=made.settings.autocast,
         guard=Guard(
-            device,
+            torch.device(made.settings.device),
             **config.guard.model_dump(),
             loss_bound=loss_bound(None if given.loss or data.labels else plan.vocab_size),
         ),
+        world=world,
     )
-    if config.micro_batch == "auto" and fresh:
-        with settings.fast.preferred():
-            settings = _fitted(trainer, data, plan, settings)
-        trainer.batches = _batches(config, data, plan, settings)
-    config = config.model_copy(update={"micro_batch": settings.micro_batch})
-    if settings.compile:
-        keep_on_disk()
-        trainer.loss = loss = CompiledLoss(
-            loss,
-            model,
-            settings.compile,
-            one_graph=given.loss is None and (bool(data.labels) or chunk is None or settings.device == "cuda"),
-            shapes_vary=_buckets(config) or isinstance(data.train, Stream),
-            say=(lambda line: run.console.message(line)) if config.compile == "auto" else None,
-        )
+
+
+def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str, world: World) -> Run:
+    config, notes, own_model = plan.config, list[str](), given.model is None
+    settings = decide_together(config, plan, start.run_dir, world, own_model=own_model, say=notes.append)
+    fresh = world.from_main(lambda: start.parent is None and not saved_steps(start.run_dir.checkpoints))
+    made = world.together(lambda: _make(config, given, data, plan, settings, fresh))
+    model, custom = made.model, made.custom
     parameters = sum(tensor.numel() for tensor in model.parameters())
+
+    def shared(loss: Loss) -> Loss:
+        how = made.settings.parallel
+        return loss if how == "none" else Shared(model, loss, how, world, made.settings.autocast)
+
+    # what fsdp leaves to a rank is what the optimizer is made of; all else wraps the loss as it is in the end
+    sharded = shared(made.loss) if settings.parallel == "fsdp" else None
+    optimizer = optimizer_of(config, given, model, len(data.labels) or plan.vocab_size or 0, made.settings)
+    if config.micro_batch == "auto" and fresh and settings.device == "cuda" and sharded is None:
+        made = replace(made, settings=_fitted(config, given, data, plan, made, optimizer, world))
+    loss = made.loss
+    if settings.compile:
+        loss = _compiled(config, made, data, say=lambda line: run.console.message(line))
+    trainer = _trainer(config, given, data, plan, made, optimizer, sharded or shared(loss), world)
     learning = sum(tensor.numel() for tensor in trainer.parameters)
-    own_model = given.model is None
     run = Run(
-        config=config.model_copy(update={"custom": custom}),
+        config=config.model_copy(update={"custom": custom, "micro_batch": _at_most(config, plan, made.settings)}),
         plan=plan,
-        settings=settings,
+        settings=made.settings,
         run_dir=start.run_dir,
         trainer=trainer,
         model=model,
         loss=loss,
         batches=trainer.batches,
-        val=_validation(config, data, settings, plan),
+        val=_validation(config, data, made.settings, plan, world),
         tokenizer=data.tokenizer,
         summary=[
             *summary(plan, parameters),
             *([] if learning >= parameters else [f"{learning:,} of the {parameters:,} parameters learn"]),
             *describe_groups(trainer.optimizer),
-            settings.line(),
+            made.settings.line(),
             *(f"given in Python: {name}, {custom[name]}" for name in custom if name in PARTS),
             *data.switched_off,
             *data.notes,
@@ -249,120 +294,57 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str) ->
         bytes_per_token=data.bytes_per_token,
         template=data.template,
         labels=data.labels,
-        questions=_questions(config, data),
+        questions=questions_of(config, data),
         facts=data.facts,
         bands=bands_for(config, data.info.corpus_sha256) if not custom else (),
         parent=start.parent,
         asked_duration=asked,
+        world=world,
     )
     return run
 
 
-def _fitted(trainer: Trainer, data: Data, plan: Plan, settings: Settings) -> Settings:
-    """The settings, on a GPU with the largest micro-batch that it has memory for, as the first batch shows."""
-    if settings.device != "cuda":
-        return settings
-    whole = max(plan.batch.batch_size, 1)
+def _at_most(config: RunConfig, plan: Plan, settings: Settings) -> int:
+    """The micro-batch that is written down: what was asked for, which more ranks make smaller than fewer do."""
+    asked = config.micro_batch
+    return settings.micro_batch if asked == "auto" else min(asked, max(plan.batch.batch_size, 1))
+
+
+def _compiled(config: RunConfig, made: _Made, data: Data, say: Callable[[str], None]) -> CompiledLoss:
+    how = made.settings.compile
+    assert how, "asked for"
+    keep_on_disk()
+    return CompiledLoss(
+        made.loss,
+        made.model,
+        how,
+        one_graph=made.one_graph,
+        shapes_vary=_buckets(config) or isinstance(data.train, Stream),
+        say=say if config.compile == "auto" else None,
+    )
+
+
+def _fitted(
+    config: RunConfig, given: Given, data: Data, plan: Plan, made: _Made, optimizer: Any, world: World
+) -> Settings:
+    """The settings with the largest micro-batch that a GPU has memory for, as the first batch shows; each tries alone.
+
+    Of several ranks the one with the least memory decides.
+    """
+    settings = made.settings
+    whole = -(-max(plan.batch.batch_size, 1) // world.size)
     wide = plan.config.data.model_copy(update={"rows": "padded"})  # as wide as a batch can be
-    source = _batches(plan.config.model_copy(update={"data": wide}), data, plan, replace(settings, micro_batch=whole))
+    at_once = replace(settings, micro_batch=whole)
+    source = _batches(plan.config.model_copy(update={"data": wide}), data, plan, at_once, world)
     first = source.first() if isinstance(source, Stream) else source.source(0)
+    trainer = _trainer(config, given, data, plan, made, optimizer, made.loss, ALONE)
     later = 8 * sum(tensor.numel() for tensor in trainer.parameters)  # two moments in float32
-    size = largest_micro_batch(trial(trainer, first.micro_batches[0]), whole, later=later)
-    return replace(settings, micro_batch=size)
+    with settings.fast.preferred():
+        size = largest_micro_batch(trial(trainer, first.micro_batches[0]), whole, later=later)
+    return replace(settings, micro_batch=min(world.collect(size)))
 
 
-def _model(config: RunConfig, given: Given, plan: Plan, num_labels: int | None, device: torch.device) -> nn.Module:
-    if given.model is not None:
-        _refuse_own_parts(config)
-        made = given.model if isinstance(given.model, nn.Module) else given.model(config)
-        if not isinstance(made, nn.Module):
-            raise ConfigError(
-                f"model: {type(made).__name__} was given; allowed are an nn.Module, or a function that makes one"
-            )
-        return made.to(device)
-    if plan.vocab_size is None:
-        raise ConfigError(
-            "model.pad_vocab_to: the vocabulary of data given as ids is not known; say how many ids there are"
-        )
-    model = make_model(config, plan.vocab_size, num_labels, device)
-    if config.optim.train == "last-block":
-        freeze(model)
-    return model
-
-
-def _questions(config: RunConfig, data: Data) -> tuple[Question, ...]:
-    """HellaSwag's questions where they are asked for; ConfigError where nothing could read them."""
-    if config.eval.hellaswag is None:
-        return ()
-    if data.tokenizer is None:
-        raise ConfigError(
-            f"eval.hellaswag: {config.eval.hellaswag} is text, and data given as ids has no tokenizer; leave it out"
-        )
-    return tuple(read_hellaswag(config.eval.hellaswag))
-
-
-def _refuse_own_parts(config: RunConfig) -> None:
-    """Raise ConfigError for what only trainwell's own models do."""
-    for key, value in (("attention", "products"), ("dropout", "bits"), ("residual", "bf16")):
-        if getattr(config.fast, key) == value:
-            raise ConfigError(f"fast.{key}: {value} is for trainwell's own models; leave it at auto for a given one")
-    if config.recompute:
-        raise ConfigError("recompute: true is for trainwell's own models; a given one recomputes by itself, or not")
-    if config.optim.train != "all":
-        raise ConfigError(
-            f"optim.train: {config.optim.train} is for trainwell's own models; set requires_grad of a given one"
-        )
-    if config.task == "instruct" and config.data.rows == "packed":
-        raise ConfigError(
-            "data.rows: packed is for trainwell's own models, which keep the examples of a row apart; give buckets"
-        )
-
-
-def _loss(config: RunConfig, given: Given, data: Data, chunk: int | None) -> Loss:
-    """The given loss; that of the task; and with a `chunk` the form that never holds all logits."""
-    weight = config.optim.z_loss
-    if given.loss is not None:
-        if weight:
-            raise ConfigError(f"optim.z_loss: {weight:g} has no effect on a loss of your own; add it there, or give 0")
-        return given.loss  # type: ignore[no-any-return]
-    if data.labels:
-        return label_loss(data.labels)
-    if weight:
-        return z_loss(weight, chunk=chunk)
-    return token_loss if chunk is None else partial(head_loss, chunk=chunk)
-
-
-def _check_schedules(schedules: Mapping[str, Schedule], optimizer: Any) -> None:
-    """Raise ConfigError for a schedule that cannot be called, or of a setting that no parameter group has."""
-    settings = {key for group in optimizer.param_groups for key in group} - {"params"}
-    settings |= {"momentum"} if "betas" in settings else set()
-    for name, schedule in schedules.items():
-        if not callable(schedule):
-            raise ConfigError(
-                f"schedules: {name} is {schedule!r}; give a function of the step, as lambda step: {schedule!r}"
-            )
-        if name not in settings:
-            raise ConfigError(
-                f"schedules: no parameter group has {name!r}; allowed are {', '.join(sorted(settings))}"
-                f"{checks.did_you_mean(name, settings)}"
-            )
-
-
-def _optimizer(config: RunConfig, given: Given, model: nn.Module, outputs: int, settings: Settings) -> Any:
-    if given.optimizer is None:
-        return make_optimizer(config.optim, model, outputs, fused=settings.fused)
-    optimizer = given.optimizer if hasattr(given.optimizer, "param_groups") else given.optimizer(model)
-    rates = {group["lr"] for group in optimizer.param_groups}
-    if "lr" not in given.schedules and rates != {config.optim.lr}:
-        shown = ", ".join(f"{rate:g}" for rate in sorted(rates))
-        raise ConfigError(
-            f"optim.lr: the schedule's peak is {config.optim.lr:g}, but the given optimizer was made with {shown}; the "
-            f"schedule would overrule it. Give both the same rate: build(..., optim={{'lr': {min(rates):g}}})"
-        )
-    return optimizer
-
-
-def _batches(config: RunConfig, data: Data, plan: Plan, settings: Settings) -> Stream | Prefetch:
+def _batches(config: RunConfig, data: Data, plan: Plan, settings: Settings, world: World) -> Stream | Prefetch:
     device = torch.device(settings.device)
     if isinstance(data.train, Stream):
         return data.train.place(settings.micro_batch, device)
@@ -375,6 +357,8 @@ def _batches(config: RunConfig, data: Data, plan: Plan, settings: Settings) -> S
             order=config.data.order,
             buckets=_buckets(config),
             device=device,
+            rank=world.rank,
+            world_size=world.size,
         )
     )
 
@@ -384,7 +368,7 @@ def _buckets(config: RunConfig) -> bool:
 
 
 def _validation(
-    config: RunConfig, data: Data, settings: Settings, plan: Plan
+    config: RunConfig, data: Data, settings: Settings, plan: Plan, world: World
 ) -> Callable[[], Iterable[MicroBatch]] | None:
     examples = data.val
     if examples is None:
@@ -396,4 +380,6 @@ def _validation(
         batches=config.eval.batches,
         device=torch.device(settings.device),
         buckets=_buckets(config),
+        rank=world.rank,
+        world_size=world.size,
     )

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from math import log
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainwell.data.batches import MicroBatch
 from trainwell.data.examples import IGNORED
+from trainwell.distributed.world import ALONE, World
 from trainwell.model.loss import Loss, Parts, token_loss, with_parts
 
 
@@ -42,10 +43,12 @@ def evaluate(
     *,
     autocast: torch.dtype | None = None,
     bytes_per_token: float | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Evaluate `model` over the micro-batches that `batches()` yields: a token-weighted mean, summed in float64.
 
-    Dropout is off and no random number is drawn. bits per byte = loss / ln 2 / bytes_per_token.
+    Dropout is off and no random number is drawn. bits per byte = loss / ln 2 / bytes_per_token. In a `world` of several
+    ranks each yields its share, equally many micro-batches, and all get the mean over the shares of all.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -57,9 +60,18 @@ def evaluate(
             total += value.double()
             sums |= {name: sums.get(name, 0) + part.double() for name, part in parts.items()}
             targets += (batch.targets != IGNORED).sum()
+    if world.size > 1:
+        total, sums, targets = _over_all(world, total, sums, targets)
     mean = float(total / targets)
     bits = None if bytes_per_token is None else mean / log(2) / bytes_per_token
     return Evaluation(mean, int(targets), bits, _per_label({name: float(sums[name] / targets) for name in sums}))
+
+
+def _over_all(world: World, total: Tensor, sums: Parts, targets: Tensor) -> tuple[Tensor, Parts, Tensor]:
+    """The same sums over the micro-batches of all ranks, in one collective; counts are exact up to 2**53."""
+    names = sorted(sums)
+    added = world.sum_(torch.stack([total, targets.double(), *(sums[name] for name in names)]))
+    return added[0], dict(zip(names, added[2:], strict=True)), added[1]
 
 
 def _per_label(parts: dict[str, float]) -> dict[str, float]:

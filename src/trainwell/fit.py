@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from trainwell import faults
+from trainwell.distributed.watchdog import Watchdog
 from trainwell.report.load import load_run
 from trainwell.report.plots import write_plots
 from trainwell.report.verdict import verdict
-from trainwell.run import Run
+from trainwell.run import Due, Run
 from trainwell.trainer import StepResult
 
 
@@ -22,21 +23,31 @@ def steps(run: Run) -> Iterator[StepResult]:
     """
     faults.arm_from_environment()
     run.restore()
-    with deterministic(run.settings.deterministic), run.settings.fast.preferred(), frozen():
-        run.rehearse()
-        for result in run.trainer.steps(until=run.trainer.step if run.stopped else run.num_steps):
+    watch = Watchdog(run.run_dir.path, run.world.rank, run.world.size)
+    with deterministic(run.settings.deterministic), run.settings.fast.preferred(), frozen(), watch:
+        with watch.busy("rehearsing"):
+            run.rehearse()
+        for result in run.trainer.steps(until=run.trainer.step if run.ends.now() else run.num_steps):
             run.metrics.expect(result)
-            yield result
+            with watch.busy("the body of the loop", every_step=True):
+                yield result
             run.metrics.add(result)
-            due = run.due(result.step)
-            if due.save:
-                run.save()  # before evaluating: an evaluation that fails must not lose the run
-            run.observe(due)
-            if run.stopped:
+            watch.beat(result.step)
+            _do(run, run.due(result.step), watch)
+            if run.ends.after(result):
                 break
-        if run.stopped:
-            run.save()
+        _do(run, Due(save=run.ends.agreed, evaluate=False, sample=False), watch)
     conclude(run)
+
+
+def _do(run: Run, due: Due, watch: Watchdog) -> None:
+    """What is due at a state; the watchdog knows that it is no step, and may take longer."""
+    if due.save:
+        with watch.busy("saving"):
+            run.save()  # before evaluating: an evaluation that fails must not lose the run
+    if due.evaluate or due.sample:
+        with watch.busy("evaluating"):
+            run.observe(due)
 
 
 def fit(run: Run) -> Run:
@@ -50,6 +61,10 @@ def fit(run: Run) -> Run:
 def conclude(run: Run) -> None:
     """Wait until the last state is on disk, say how it went and where everything is; draw what is finished."""
     run.finish()
+    run.world.from_main(lambda: _tell(run))
+
+
+def _tell(run: Run) -> None:
     data = load_run(run.run_dir.path)
     run.console.message(verdict(data))
     run.console.message(f"checkpoint: {run.run_dir.shown}/checkpoints/step-{run.trainer.step}")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from trainwell.data.batches import Batch, MicroBatch
-from trainwell.planning.memory import CHUNK
+from trainwell.model.loss import CHUNK
 from trainwell.trainer import Trainer
 
 MARGIN = 0.08

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trainwell.data.batches import Batches, Prefetch, cut, stack
 from trainwell.data.examples import IGNORED
+from trainwell.distributed.parallel import whole
 from trainwell.evaluate import evaluating
 from trainwell.model.loss import with_parts
 from trainwell.runs.incidents import Incident, SampleLoss, TensorNorms
@@ -197,7 +198,7 @@ def _tensor_norms(
     facts = [
         (
             None if tensor.grad is None else float(_norm(_itself, tensor.grad)),
-            0 if tensor.grad is None else int((~tensor.grad.isfinite()).sum()),
+            0 if tensor.grad is None else int((~whole(tensor.grad).isfinite()).sum()),
             float(_norm(_itself, tensor)),
         )
         for tensor in trainer.parameters
@@ -264,8 +265,8 @@ def _adamw_update(weights: Tensor, state: Mapping[str, Tensor], group: Mapping[s
 
 
 def _norm(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """The L2 norm of an elementwise function of tensors of one shape, in float64."""
-    flat = [_reachable(tensor.detach()).flatten().split(_CHUNK) for tensor in tensors]
+    """The L2 norm of an elementwise function of tensors of one shape, in float64; of those that ranks share, whole."""
+    flat = [_reachable(whole(tensor.detach())).flatten().split(_CHUNK) for tensor in tensors]
     squares = [function(*(part.double() for part in parts)).square().sum() for parts in zip(*flat, strict=True)]
     total: Tensor = torch.stack(squares).sum()
     return total.sqrt()

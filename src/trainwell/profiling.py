@@ -16,6 +16,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from trainwell.errors import ConfigError
 from trainwell.fit import steps
 from trainwell.model.decoder import Decoder
 from trainwell.report.attribution import BODY, DATA, FORWARD, LOSS, OPTIMIZER, STEP, Event, attribute
@@ -36,6 +37,8 @@ _CALLED_FROM_PYTHON = (False, "blocks")
 
 def fit_profiled(run: Run) -> Run:
     """What `fit` does, with a few steps profiled on the way; then the run trains on as without."""
+    if run.world.size > 1:
+        raise ConfigError(f"--profile looks at one process, and this run has {run.world.size}; profile it in one")
     if run.trainer.device.type != "cuda":  # there its errors are worth the lines that it writes whenever it starts
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with run:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainwell import incidents
 from trainwell.checkpoint.layout import saved_steps
 from trainwell.data.batches import Prefetch
 from trainwell.errors import ConfigError, DivergedError, StorageError
 from trainwell.evaluate import Evaluation
-from trainwell.incidents import measure, numbered
+from trainwell.runs.bystander import NoMetrics
 from trainwell.runs.incidents import write_incident
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.throughput import mfu, peak_flops, tokens_per_second
@@ -33,13 +34,16 @@ _MOST_INCIDENTS = 20
 
 
 class Recorder:
-    """Takes each step's result and each evaluation; times the steps, with pauses for saving and evaluating left out."""
+    """Takes each step's result and each evaluation; times the steps, with pauses for saving and evaluating left out.
+
+    Every rank has one, which reads the same numbers and judges them alike; that of the first writes them down.
+    """
 
     def __init__(self, run: "Run") -> None:
         self._run = run
         self._console = run.console
         self._plan = run.plan
-        self._file = MetricsFile(run.run_dir.metrics_jsonl)
+        self._file = (MetricsFile if run.world.main else NoMetrics)(run.run_dir.metrics_jsonl)
         self._at_once = run.settings.device == "cpu"
         self._peak_flops = peak_flops(run.settings.device_name, run.settings.precision)
         self._waiting: list[_Waiting] = []
@@ -143,8 +147,11 @@ class Recorder:
             "time": round(self._elapsed_s, 4),
         }
 
-    def flush(self, *, check: bool = True) -> None:
-        """Read, write and print what waits; raise DivergedError when that shows that the run has diverged."""
+    def flush(self, *, check: bool = True, measure: bool = True) -> None:
+        """Read, write and print what waits; raise DivergedError when that shows that the run has diverged.
+
+        What leapt out is measured, which takes all ranks, unless `measure` is false.
+        """
         waiting, self._waiting = self._read(self._waiting), []
         rows = [self._row(*each) for each in waiting]
         self._write(rows)
@@ -158,7 +165,8 @@ class Recorder:
                 row["train/tokens_per_sec"],
             )
         for (result, *_), row in zip(waiting, rows, strict=True):
-            self._look_into(result, row)
+            if measure:
+                self._look_into(result, row)
         if rows and check:
             self._run.trainer.guard.check(rows[-1]["step"])
             self._stop_on_spike(rows)
@@ -200,17 +208,16 @@ class Recorder:
         self._incidents += 1
         if self._incidents > _MOST_INCIDENTS:
             return
+        incident = incidents.measure(
+            run.trainer,
+            result,
+            reason=reason,
+            autocast=run.settings.autocast,
+            decode=None if run.tokenizer is None else run.tokenizer.decode,
+        )
         try:
-            write_incident(
-                run.run_dir,
-                measure(
-                    run.trainer,
-                    result,
-                    reason=reason,
-                    autocast=run.settings.autocast,
-                    decode=None if run.tokenizer is None else run.tokenizer.decode,
-                ),
-            )
+            if run.world.main:
+                write_incident(run.run_dir, incident)
         except StorageError as error:
             self._console.message(str(error))
         self.pause()
@@ -220,7 +227,11 @@ class Recorder:
         if self._plan.config.guard.policy != "stop" or not spikes:
             return
         self._run.saver.join()
-        path, saved = self._run.run_dir.shown, [s for s in saved_steps(self._run.run_dir.checkpoints) if s <= spikes[0]]
+        path, on_disk = (
+            self._run.run_dir.shown,
+            self._run.world.from_main(lambda: saved_steps(self._run.run_dir.checkpoints)),
+        )
+        saved = [step for step in on_disk if step <= spikes[0]]
         skip = min(200, max(1, self._plan.num_steps // 10))
         goes_on = (
             f"to go on without that text: trainwell train {path}@{saved[-1]} --run NEW --skip {skip}"
@@ -238,7 +249,7 @@ class Recorder:
         clipping = config.optim.max_grad_norm is not None and step >= self._plan.clip_from
         planned = self._plan.batch.size(step) * self._plan.seq_len
         read = min(
-            planned, result.positions or planned
+            planned, result.positions * self._run.world.size or planned
         )  # rows of examples are shorter than planned, and filler is not read
         speed = tokens_per_second(read, max(step_s, 1e-9))
         clipped = clipping and norm > (config.optim.max_grad_norm or 0)
@@ -287,13 +298,13 @@ class Recorder:
         latest = result.step == self._run.trainer.step - 1  # whose gradients are still there
         seen = "loss or gradient norm leapt out" if spike else "loss or gradient norm was not finite"
         found["train/why"] = self._run.trainer.why_skipped(result) if latest else seen
-        source = numbered(self._run.batches)
+        source = incidents.numbered(self._run.batches)
         return found if source is None else found | {"train/windows": source.indices(result.step).tolist()}
 
     def _utilisation(self, speed: float) -> float | None:
         if self._run.flops_per_token is None or self._peak_flops is None:
             return None
-        return round(mfu(speed, self._run.flops_per_token, self._peak_flops), 5)
+        return round(mfu(speed, self._run.flops_per_token, self._peak_flops * self._run.world.size), 5)
 
 
 def _plain(value: Any) -> Any:

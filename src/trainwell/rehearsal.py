@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,15 +44,23 @@ def rehearse(run: "Run") -> None:
 
 
 def _save(run: "Run") -> None:
-    """Write a checkpoint of the state as it is, and a file as large as one will be; see that all that are kept fit."""
-    folder, size = run.run_dir.path, run.saver.estimate()
+    """Write a checkpoint of the state as it is, and a file as large as one will be; see that all that are kept fit.
+
+    Gathering the state takes all ranks, and looking at the disk the first.
+    """
+    size, write = run.saver.estimate(), run.saver.rehearsal()
+    run.world.from_main(lambda: _try_disk(run, size, write))
+
+
+def _try_disk(run: "Run", size: int, write: Callable[[Path], None]) -> None:
+    folder = run.run_dir.path
     more = run.saver.store.to_come(run.trainer.step, run.num_steps) + run.config.checkpoint.best
     trial = folder / ".rehearsal"
     _remove(trial)
     try:
         trial.mkdir()
         _allocate(trial / "size", size)
-        run.saver.rehearse(trial)
+        write(trial)
     except OSError as error:
         raise StorageError(
             f"{folder} cannot take a checkpoint of {in_bytes(size)}: {why(error)}"
@@ -92,9 +101,10 @@ def _evaluate(run: "Run", first: MicroBatch) -> None:
     seconds = math.inf
     for _ in range(2):
         begin = time.perf_counter()
-        evaluate(run.model, lambda: [first], run.loss, autocast=run.settings.autocast)
+        evaluate(run.model, lambda: [first], run.loss, autocast=run.settings.autocast, world=run.world)
         seconds = min(seconds, time.perf_counter() - begin)
     before = run.plan.batch.examples_before
-    micro_batches = (before(run.num_steps) - before(run.trainer.step)) / run.settings.micro_batch
+    at_once = run.settings.micro_batch * run.world.size
+    micro_batches = (before(run.num_steps) - before(run.trainer.step)) / at_once
     left = micro_batches * seconds * _BACKWARD_AND_UPDATE
     run.console.message(f"about {short_time(left)} to go, judged by one forward pass")

@@ -22,6 +22,7 @@ from trainwell.data.batches import BatchSource, MicroBatch, Prefetch
 from trainwell.data.order import seed_for
 from trainwell.data.templates import Template
 from trainwell.data.tokenizer import Tokenizer
+from trainwell.distributed.world import ALONE, World
 from trainwell.errors import ConfigError, StorageError
 from trainwell.evaluate import Evaluation, evaluate
 from trainwell.hellaswag import Question, hellaswag
@@ -31,13 +32,14 @@ from trainwell.planning.resolve import Plan
 from trainwell.planning.target import best_evaluation
 from trainwell.recorder import Recorder
 from trainwell.rehearsal import rehearse
-from trainwell.runs.console import Console, parts_line
-from trainwell.runs.incidents import rewind_incidents
-from trainwell.runs.metrics import MetricsFile
+from trainwell.restoring import load_newest, on_file, own_folder, set_aside
+from trainwell.runs.bystander import NoSamples
+from trainwell.runs.console import Console, Silent, parts_line
 from trainwell.runs.rundir import RunDir
 from trainwell.runs.samples import Sample, SamplesFile
 from trainwell.saver import Saver, Stateful, describe
 from trainwell.settings import Settings
+from trainwell.stopping import Stop
 from trainwell.trainer import Trainer
 
 _T = TypeVar("_T")
@@ -103,19 +105,23 @@ class Run:
     """Of HellaSwag, asked with every evaluation."""
     asked_duration: str = ""
     """The duration as it was asked for, before it was counted in steps."""
+    world: World = ALONE
+    """The ranks that share its steps. All call every method here in the same order; the first prints and writes."""
 
     def __post_init__(self) -> None:
-        self.console = Console(self.num_steps, self.config.log.every)
+        main = self.world.main
+        self.console = (Console if main else Silent)(self.num_steps, self.config.log.every)
         self.saver = Saver(self)
         self.metrics = Recorder(self)
-        self.stopped = False
+        self.ends = Stop(self.world, self.settings.device)
+        self.trainer.asked = lambda: self.ends.asked
         self._closed = False
         self._abandoned = False
         self._resources = ExitStack()
         self._restored = False
         self._given_up = False
         self._best: tuple[float, int] | None = None
-        self._samples_file = SamplesFile(self.run_dir.samples_txt)
+        self.samples_file = (SamplesFile if main else NoSamples)(self.run_dir.samples_txt)
         self.trainer.measure_every = self.config.log.every
 
     @property
@@ -149,8 +155,13 @@ class Run:
         self.metrics.log(values)
 
     def stop(self) -> None:
-        """Ask the run to save and end after the step it is in; safe to call from a signal handler."""
-        self.stopped = True
+        """Ask the run to save and end after the step it is in; safe to call from a signal handler, on any rank."""
+        self.ends.asked = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is asked to end, here or, once all know of it, on another rank."""
+        return self.ends.asked or self.ends.agreed
 
     def due(self, step: int) -> Due:
         """What is to be done after `step`: a function of the step and of nothing else."""
@@ -172,37 +183,23 @@ class Run:
             raise ConfigError(f"the run in {self.run_dir.shown} is closed; build it again to continue it")
         if self._restored:
             return
-        self.saver.ownership = self._resources.enter_context(self.run_dir.lock(say=self.console.message))
+        own_folder(self, self._resources)
         self._restored = True
-        if self.saver.remote is not None:
-            self.saver.remote.pull()
         for line in self.summary:
             self.console.message(line)
-        step = self.store.newest(self.console.message)
-        if step is not None:
-            self.saver.load(self.store, step)
-            done = f"{self.run_dir.shown} is finished: {step:,} of {self.num_steps:,} steps"
-            goes_on = f"continuing {self.run_dir.shown} from step {step:,} of {self.num_steps:,}"
-            self.console.message(goes_on if step < self.num_steps else done)
-        elif self.parent is not None:
-            self.saver.load(CheckpointStore(self.parent[0].checkpoints), self.parent[1], own_run=False)
-            self.console.message(
-                f"branching from {self.parent[0].shown} at step {self.parent[1]:,} into {self.run_dir.shown}"
-            )
-        faults.reach("resume.before_rewind", self.trainer.step)
-        moved = MetricsFile(self.run_dir.metrics_jsonl).rewind(self.trainer.step, self.run_dir.attempts)
-        if moved:
-            lines = "one line" if moved == 1 else f"{moved:,} lines"
-            self.console.message(f"{lines} of metrics past step {self.trainer.step:,}, kept in {self.run_dir.attempts}")
-        self._samples_file.rewind(self.trainer.step, self.run_dir.attempts)
-        rewind_incidents(self.run_dir, self.trainer.step)
-        describe(self)
+        load_newest(self)
+        self.world.from_main(self._settle)
         self.find_best()
         self.metrics.begin()
 
+    def _settle(self) -> None:
+        set_aside(self)
+        describe(self)
+
     def find_best(self) -> None:
         """Look which of the saved states is the best, where that one is kept."""
-        self._best = best_evaluation(self.run_dir) if self.config.checkpoint.best else None
+        best = self.config.checkpoint.best
+        self._best = self.world.from_main(lambda: best_evaluation(self.run_dir) if best else None)
 
     def rehearse(self) -> None:
         """Do once what will be needed later; a fresh run then evaluates fully, at step 0.
@@ -219,9 +216,7 @@ class Run:
         self.metrics.pause()
 
     def _missed(self, due: Due) -> Due:
-        state = self.trainer.step
-        evaluated = any(row["step"] == state for row in MetricsFile(self.run_dir.metrics_jsonl).read().val)
-        sampled = any(sample.step == state for sample in self._samples_file.read())
+        evaluated, sampled = self.world.from_main(lambda: on_file(self))
         return replace(due, evaluate=due.evaluate and not evaluated, sample=due.sample and not sampled)
 
     def observe(self, due: Due) -> None:
@@ -238,13 +233,13 @@ class Run:
             self._given_up = True
 
     def _go_on(self) -> None:
-        if self.stopped:
+        if self.ends.now():
             raise _GivenUpError
 
     def _unless_stopped(self, parts: Iterable[_T], point: str) -> Iterator[_T]:
         for part in parts:
             yield part
-            faults.reach(point, self.trainer.step)
+            faults.reach(point, self.trainer.step, self.world.rank)
             self._go_on()
 
     def evaluate(self) -> Evaluation:
@@ -258,6 +253,7 @@ class Run:
             self.loss,
             autocast=self.settings.autocast,
             bytes_per_token=self.bytes_per_token,
+            world=self.world,
         )
         if not self.questions or self.tokenizer is None:
             return found
@@ -300,7 +296,7 @@ class Run:
         """Append text that the current state generated from the run's prompt to samples.txt."""
         about = f"prompt {json.dumps(self.config.sample.prompt)}"
         try:
-            self._samples_file.append(Sample(self.trainer.step, about, text))
+            self.samples_file.append(Sample(self.trainer.step, about, text))
         except StorageError as error:
             self.console.message(f"{error}; training goes on without this sample")
 
@@ -347,7 +343,16 @@ class Run:
             self.save()
             self.saver.join()
         self.metrics.flush(check=False)
+        self.world.together(self._raise_unwritten)
+
+    def _raise_unwritten(self) -> None:
         problem = self.saver.failed or self.metrics.unwritten
+        if problem is not None:
+            raise problem
+
+    def _raise_unsaved(self) -> None:
+        self._raise_unwritten()
+        problem = self.saver.push() if self._restored else None
         if problem is not None:
             raise problem
 
@@ -359,9 +364,13 @@ class Run:
         if self._closed:
             return
         self._closed = True
+        if failed:
+            self.world = replace(
+                self.world, size=1
+            )  # the others may be anywhere: from here on nothing is asked of them
         with self._resources:
             try:
-                self.metrics.flush(check=False)
+                self.metrics.flush(check=False, measure=not failed)
             finally:
                 self.console.close()
                 if isinstance(self.batches, Prefetch):
@@ -369,9 +378,7 @@ class Run:
                 self.saver.close()
             if failed:
                 return
-            problem = self.saver.failed or self.metrics.unwritten or (self._restored and self.saver.push()) or None
-            if problem is not None:
-                raise problem
+            self.world.together(self._raise_unsaved)
 
     def abandon(self) -> None:
         """Wait for no thread from now on: the process is about to end, and what is written stays."""

@@ -1,10 +1,11 @@
 """Keeps a run on disk: what it is, and its state, written in the background. A failed save never ends a healthy run.
 
-Knows what a run's state is made of and when it is safe; how a checkpoint is written is the store's business.
+Of several ranks all take part in gathering a state and in the vote on what became of it; the first writes. Knows what a
+run's state is made of and when it is safe; how a checkpoint is written is the store's business.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
@@ -114,7 +115,7 @@ class Saver:
         self.step: int | None = None
         """The newest state that is on disk, or on its way there."""
         self._asynchronous = how.asynchronous and saves_in_between(run.config)  # nobody waits for the last save
-        self.remote = run.run_dir.remote
+        self.remote = run.run_dir.remote if run.world.main else None
         self.ownership: Ownership | None = None
         """Of a run behind a URL: says whether others can see that it lives."""
         self._staging = Staging(0)
@@ -135,15 +136,17 @@ class Saver:
 
     def estimate(self) -> int:
         """Bytes of a checkpoint, the optimizer's moments included where it has none yet."""
-        trainer = self._run.trainer
-        _, tensors = pack(self.state())
-        fresh = not pack(trainer.optimizer.state_dict())[1]
-        return num_bytes(tensors.values()) + (_MOMENTS * num_bytes(trainer.parameters) if fresh else 0)
+        state = self.state()
+        _, tensors = pack(state)
+        fresh = not pack(state["trainer"]["optimizer"])[1]
+        moments = _MOMENTS * num_bytes(self._run.trainer.parameters) if fresh else 0
+        return num_bytes(tensors.values()) + moments
 
     def prepare(self) -> None:
         """Take the memory that saving in the background needs, so that no save has to wait for it."""
-        if self._asynchronous:
-            self._staging = Staging(self.estimate() + 2**16)
+        size = self.estimate() if self._asynchronous else 0
+        if self._asynchronous and self._run.world.main:
+            self._staging = Staging(size + 2**16)
         _ = self._facts  # gathered before step 1 too
 
     @cached_property
@@ -152,17 +155,21 @@ class Saver:
         config = self._run.config
         return {
             "data": self._run.facts,
-            "world_size": 1,
+            "world_size": self._run.world.size,
             "config": mathematics(config),
             "config_sha256": sha256(to_yaml(config).encode()).hexdigest(),
             "versions": versions(),
         }
 
-    def rehearse(self, folder: Path) -> None:
-        """Write and verify a checkpoint of the state as it is, in a folder that is no run's and will be removed."""
+    def rehearsal(self) -> Callable[[Path], None]:
+        """Gather the state as it is; what is returned writes and verifies it in a folder that will be removed."""
         plain, tensors = pack(self.state())
-        staged = self._staging.copy(tensors) if self._asynchronous else apart(tensors)
-        CheckpointStore(folder).write(_NO_STEP, plain, staged, {})
+
+        def write(folder: Path) -> None:
+            staged = self._staging.copy(tensors) if self._asynchronous else apart(tensors)
+            CheckpointStore(folder).write(_NO_STEP, plain, staged, {})
+
+        return write
 
     def save(self, protected: Collection[int]) -> None:
         """Save the current state, unless it is saved already; a failure is reported, and tried again when next due."""
@@ -172,18 +179,33 @@ class Saver:
         self.join()
         if self.ownership is not None and self.ownership.trouble:
             run.console.message(f"others cannot see that this run lives: {self.ownership.trouble}")
-        plain, tensors = pack(self.state())
+        plain, tensors = run.world.together(lambda: pack(self.state()))
         meta = self._facts | {
             "tokens": run.plan.batch.tokens_before(step),
             "skipped": int(run.trainer.guard.skipped),
         }
         self.step = step
-        if self._asynchronous:
+        self._writing = (step, self._begin(step, plain, tensors, meta, protected))
+        if not self._asynchronous:
+            self.join()
+
+    def _begin(
+        self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any], protected: Collection[int]
+    ) -> Future[None]:
+        """Write a state, in the background or at once; of several ranks the first writes for all."""
+        if self._run.world.main and self._asynchronous:
             self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix=THREAD)
             staged = self._staging.copy(tensors)
-            self._writing = (step, self._pool.submit(self._write, step, plain, staged, meta, protected))
+            return self._pool.submit(self._write, step, plain, staged, meta, protected)
+        done: Future[None] = Future()
+        try:
+            if self._run.world.main:
+                self._write(step, plain, apart(tensors), meta, protected)
+        except Exception as error:  # noqa: BLE001  it is raised where the ranks vote
+            done.set_exception(error)
         else:
-            self._take(step, lambda: self._write(step, plain, apart(tensors), meta, protected))
+            done.set_result(None)
+        return done
 
     def _write(
         self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any], protected: Collection[int]
@@ -208,14 +230,14 @@ class Saver:
         return None
 
     def join(self) -> None:
-        """Wait for the save that is under way, and report what became of it."""
+        """Wait for the save that is under way, and report what became of it: on one rank, so on all."""
         if self._writing is not None:
             (step, writing), self._writing = self._writing, None
             self._take(step, writing.result)
 
-    def _take(self, step: int, outcome: Any) -> None:
+    def _take(self, step: int, outcome: Callable[[], None]) -> None:
         try:
-            outcome()
+            self._run.world.together(outcome)
         except StorageError as error:
             self.failed, self.step = error, None
             self._run.find_best()
@@ -238,8 +260,8 @@ class Saver:
 
         Raises DataError for a run whose data has changed, ConfigError for a state that does not fit.
         """
-        state, meta = store.load(step)
         run = self._run
+        state, meta = run.world.together(lambda: store.load(step))
         difference = data_difference(meta["data"], run.facts) if own_run else ""
         if difference:
             raise DataError(
@@ -249,6 +271,12 @@ class Saver:
         if own_run and meta["versions"] != versions():
             changed = data_difference(meta["versions"], versions())
             run.console.message(f"saved by other versions ({changed}): the next steps are no longer bitwise the same")
+        ranks = meta.get("world_size", 1)
+        if own_run and ranks != run.world.size:
+            run.console.message(
+                f"saved by {_ranks(ranks)}, and continued by {_ranks(run.world.size)}: the next steps are the same to "
+                "rounding, and no longer bitwise"
+            )
         edited = data_difference(meta["config"], mathematics(run.config)) if own_run else ""
         if edited:
             run.console.message(
@@ -270,3 +298,7 @@ class Saver:
         for name in self.kept.keys() - missing:
             self.kept[name].load_state_dict(state["kept"][name])
         self.step = step if own_run else None
+
+
+def _ranks(count: int) -> str:
+    return "one process" if count == 1 else f"{count} ranks"

@@ -17,6 +17,8 @@ import torch
 from trainwell import machine
 from trainwell.compiling import ON_CUDA, worth_compiling
 from trainwell.config.tree import RunConfig
+from trainwell.distributed.parallel import How
+from trainwell.distributed.world import ALONE, World
 from trainwell.errors import ConfigError, StorageError
 from trainwell.kernels import Kernels, choose
 from trainwell.planning.memory import MemoryEstimate, Precision, memory
@@ -67,6 +69,10 @@ class Settings:
     """What computes matrix products, attention and dropout."""
     dropout: bool = False
     """Whether the model has any."""
+    world_size: int = 1
+    """Ranks that share a step."""
+    parallel: How = "none"
+    """How they share it."""
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -83,29 +89,63 @@ class Settings:
         optimizer = "fused optimizer" if self.fused else "plain optimizer"
         compiled = _COMPILED[self.compile]
         words = [
+            *([f"{self.world_size} ranks, {self.parallel}"] if self.parallel != "none" else []),
             f"{self.device} ({self.device_name})",
             self.precision,
             compiled,
             optimizer,
             *self.fast.words(dropout=self.dropout),
             f"micro-batch {self.micro_batch}",
-            *([f"{self.threads} threads"] if self.device == "cpu" else []),
+            *([self._threads()] if self.device == "cpu" else []),
         ]
         return ", ".join(words)
 
+    def _threads(self) -> str:
+        return f"{self.threads} threads" if self.world_size == 1 else f"{self.threads} threads each"
 
-def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: Callable[[str], None]) -> Settings:
+
+def decide_together(
+    config: RunConfig, plan: Plan, run_dir: RunDir, world: World, *, own_model: bool, say: Callable[[str], None]
+) -> Settings:
+    """`decide` on rank 0, whose choices are then everybody's: races between kernels have one winner.
+
+    Raises ConfigError, StorageError on all ranks alike.
+    """
+    made = list[Settings]()
+
+    def first() -> dict[str, Any]:
+        made.append(decide(config, plan, recorded_settings(run_dir), say, world, own_model=own_model))
+        return asdict(made[0])
+
+    chosen = world.from_main(first)
+    return world.together(
+        lambda: made[0] if made else decide(config, plan, chosen, lambda line: None, world, own_model=own_model)
+    )
+
+
+def decide(
+    config: RunConfig,
+    plan: Plan,
+    recorded: dict[str, Any] | None,
+    say: Callable[[str], None],
+    world: World = ALONE,
+    *,
+    own_model: bool = True,
+) -> Settings:
     """Make every open choice, as the run made it before where it is `recorded`; `say` hears what cannot be kept."""
     before = recorded or {}
     device = _device(config, before, say)
     precision = _precision(config, device, before, say)
-    threads = before.get("threads", torch.get_num_threads())
+    parallel = _parallel(config, plan, device, precision, world, own_model, before, say)
+    threads = threads_of_rank(world)
+    if before.get("world_size", 1) == world.size:
+        threads = before.get("threads", threads)
     if threads > (os.cpu_count() or threads):
         say(
             f"this machine has fewer than the {threads} threads the run used: "
             "the next steps are no longer bitwise the same"
         )
-        threads = torch.get_num_threads()
+        threads = threads_of_rank(world)
     torch.set_num_threads(threads)
     if config.deterministic and device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS adds up in one order only with this
@@ -115,7 +155,7 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
             f"the run was on {before['device_name']} and continues on {name}: "
             "the next steps are no longer bitwise the same"
         )
-    compiled = _compile(config, plan, device, before)
+    compiled = _compile(config, plan, device, parallel, before)
     same = before and tuple(map(before.get, ("device", "precision", "compile", "kernels"))) == (
         device,
         precision,
@@ -125,18 +165,27 @@ def decide(config: RunConfig, plan: Plan, recorded: dict[str, Any] | None, say: 
     recorded_kernels = before.get("fast", asdict(Kernels())) if same else {}
     kernels = choose(config, plan, device, precision, bool(compiled), recorded_kernels, say)
     kernels.use_in_process()
+    micro_batch = _micro_batch(config, plan, device, precision, world, own_model, before.get("micro_batch"))
+    working = -(-plan.batch.batch_size // micro_batch)
+    if working < world.size:
+        say(
+            f"only {working} of the {world.size} ranks have work in a step, a batch of {plan.batch.batch_size} cut at "
+            f"micro-batches of {micro_batch}: a smaller micro_batch gives all of them some"
+        )
     return Settings(
         device=device,
         device_name=name,
         precision=precision,
         compile=compiled,
         kernels=config.kernels,
-        micro_batch=_micro_batch(config, plan, device, precision, before.get("micro_batch")),
+        micro_batch=micro_batch,
         threads=threads,
         matmul_precision=torch.get_float32_matmul_precision(),
         deterministic=device == "cpu" or config.deterministic,
         fast=kernels,
         dropout=config.model.dropout > 0,
+        world_size=world.size,
+        parallel=parallel,
     )
 
 
@@ -230,13 +279,60 @@ def _precision(config: RunConfig, device: str, before: dict[str, Any], say: Call
     return "bf16" if device == "cpu" and machine.native_bf16() else "fp32"
 
 
-def _compile(config: RunConfig, plan: Plan, device: str, before: dict[str, Any]) -> Compile:
+def threads_of_rank(world: World) -> int:
+    """Threads of this process: torch's choice; among several the cores of the machine shared out, if that is fewer.
+
+    OMP_NUM_THREADS, where it is set, says how many a process has.
+    """
+    if world.size == 1 or "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    return min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // here))
+
+
+def _parallel(
+    config: RunConfig,
+    plan: Plan,
+    device: str,
+    precision: Precision,
+    world: World,
+    own_model: bool,
+    before: dict[str, Any],
+    say: Callable[[str], None],
+) -> How:
+    """How the ranks share a step: as configured, as `before` on as many; else ddp, and fsdp where a GPU has no room."""
+    if world.size == 1:
+        if config.parallel in {"ddp", "fsdp"}:
+            say(f"parallel: {config.parallel} is for several processes, and this is one: it trains as with none")
+        return "none"
+    if config.parallel == "none":
+        raise ConfigError(
+            f"parallel: none, and {world.size} processes were started, each of which would train the same run; give "
+            "ddp, fsdp or auto, or start one"
+        )
+    if config.parallel != "auto":
+        return config.parallel
+    if before.get("world_size") == world.size and before.get("parallel") in {"ddp", "fsdp"}:
+        return before["parallel"]  # type: ignore[no-any-return]
+    if device != "cuda" or not own_model:
+        return "ddp"
+    needed = memory(config, plan.vocab_size or 50304, plan.seq_len, 1, precision).total
+    return "ddp" if needed <= torch.cuda.mem_get_info()[0] else "fsdp"
+
+
+def _compile(config: RunConfig, plan: Plan, device: str, parallel: How, before: dict[str, Any]) -> Compile:
     if config.kernels == "reference":
         return False
     if config.compile == "max-autotune" and device != "cuda":
         raise ConfigError(
             f"compile: max-autotune races kernels of cuda, and this run is on {device}; give true, blocks or auto"
         )
+    if parallel == "fsdp" and config.compile not in {"auto", False}:
+        raise ConfigError(
+            f"compile: {config.compile} does not go with parallel fsdp yet; give compile false, or parallel ddp"
+        )
+    if parallel == "fsdp":
+        return False
     if config.compile != "auto":
         return config.compile
     return before["compile"] if "compile" in before else _pays(config, plan, device)
@@ -252,16 +348,25 @@ def _pays(config: RunConfig, plan: Plan, device: str) -> bool:
     return worth_compiling(plan.num_steps, tokens * flops / (UTILISATION * peak), ON_CUDA.gain, ON_CUDA.seconds)
 
 
-def _micro_batch(config: RunConfig, plan: Plan, device: str, precision: Precision, before: int | None) -> int:
-    """The configured one; the one of `before`; or an estimate.
+def _micro_batch(
+    config: RunConfig,
+    plan: Plan,
+    device: str,
+    precision: Precision,
+    world: World,
+    own_model: bool,
+    before: int | None,
+) -> int:
+    """The configured one; the one of `before`; or an estimate; of several ranks no more than leaves work for each.
 
-    That is the whole batch, or the largest power of two that fits half of the memory.
+    The estimate is the whole share of a rank, or the largest power of two that fits half of the memory. With dropout,
+    which a given model may have too, what is configured stays as it is: the masks depend on it.
     """
-    largest = max(plan.batch.batch_size, 1)
-    if config.micro_batch != "auto":
-        return min(config.micro_batch, largest)
-    if before is not None:
-        return before
+    whole = max(plan.batch.batch_size, 1)
+    largest = -(-whole // world.size)
+    asked = before if config.micro_batch == "auto" else config.micro_batch
+    if asked is not None:
+        return min(asked, whole if config.model.dropout or not own_model else largest)
 
     def estimate(size: int) -> MemoryEstimate:
         return memory(config, plan.vocab_size or 50304, plan.seq_len, size, precision)

@@ -15,6 +15,8 @@ NEED_TORCH = (
     "trainwell.cli.ask",
     "trainwell.compiling",
     "trainwell.data.batches",
+    "trainwell.distributed.parallel",
+    "trainwell.distributed.world",
     "trainwell.evaluate",
     "trainwell.export",
     "trainwell.fit",
@@ -34,6 +36,7 @@ NEED_TORCH = (
     "trainwell.optim.groups",
     "trainwell.optim.guard",
     "trainwell.optim.together",
+    "trainwell.parts",
     "trainwell.profiling",
     "trainwell.prove.checks",
     "trainwell.prove.loop",
@@ -46,9 +49,11 @@ NEED_TORCH = (
     "trainwell.reference",
     "trainwell.rehearsal",
     "trainwell.replay",
+    "trainwell.restoring",
     "trainwell.run",
     "trainwell.saver",
     "trainwell.settings",
+    "trainwell.stopping",
     "trainwell.trainer",
 )
 HEAVY = ("torch", "matplotlib", "tokenizers", "tiktoken", "pooch")

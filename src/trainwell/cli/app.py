@@ -1,16 +1,17 @@
 """The command `trainwell`: its verbs, and the one place where an error becomes a message and an exit code."""
 
-import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CycloptsError
 
 from trainwell.cli import parts
+from trainwell.cli.failures import explained, is_too_long, speaks
 from trainwell.errors import TrainwellError
 from trainwell.runs.console import safe
 
@@ -24,6 +25,8 @@ VERBS = {
 }
 _THREADS = ("trainwell-save", "trainwell-data")
 """Threads of a run, which end with it, unless a second signal ended that."""
+_SPEAKER_FIRST_S = 1.0
+"""So long a rank that says nothing stays, since whoever started it ends all others when it goes."""
 _EPILOGUE = (
     "TARGET is a recipe (demo), a config file (my.yaml), a run (runs/demo) or a step of one "
     "(runs/demo@1200, @best, @last). Exit codes: 0 done, 1 a check that was asked for did not hold, "
@@ -69,25 +72,14 @@ def run(tokens: Sequence[str] | None = None) -> int:
     say_how_threads_wait()
     try:
         code = app()(sys.argv[1:] if tokens is None else tokens, exit_on_error=False, print_error=False)
-    except TrainwellError as error:
-        return _fail(str(error), error.exit_code)
-    except CycloptsError as error:
-        return _fail(_in_our_words(error), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 75)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            return _fail(f"{str(error.filename)[:40]}... is longer than a name of a file may be; give a shorter one", 2)
-        if os.environ.get("TRAINWELL_TRACEBACK"):
+    except (Exception, KeyboardInterrupt) as error:
+        ours = isinstance(error, (TrainwellError, CycloptsError, KeyboardInterrupt))
+        if not ours and os.environ.get("TRAINWELL_TRACEBACK") and not is_too_long(error):
             raise
-        return _fail(
-            f"an unexpected error, which is trainwell's fault: {type(error).__name__}: {error}\n"
-            "Run again with TRAINWELL_TRACEBACK=1 to see where, and report it",
-            3,
-        )
+        return _fail(*explained(error))
     return code if isinstance(code, int) else 0
 
 
@@ -110,15 +102,9 @@ def say_how_threads_wait(loads: Path = Path("/proc/loadavg")) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"trainwell: {safe(message)}\n")  # it repeats what was typed, or lies in files
+    beginning = speaks()
+    if beginning is None:
+        time.sleep(_SPEAKER_FIRST_S)
+    else:
+        sys.stderr.write(f"trainwell: {beginning}{safe(message)}\n")  # it repeats what was typed, or lies in files
     return code
-
-
-def _in_our_words(error: CycloptsError) -> str:
-    if isinstance(error, UnusedCliTokensError):
-        unused = ", ".join(map(repr, error.unused_tokens or ()))
-        return (
-            f"{unused} is more than was asked for: one TARGET, and one value after each flag; quote values with spaces"
-        )
-    text = " ".join(str(error).split())
-    return f"{text[:1].lower()}{text[1:]} (see trainwell --help)"

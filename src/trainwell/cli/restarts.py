@@ -18,7 +18,9 @@ def keep_running(arguments: Sequence[str], run: RunDir, restarts: int) -> int:
             "--restarts: this process is supervised already. A script that is to be started again must leave the "
             "command line to trainwell.cli.main(): call it without tokens"
         )
-    return supervise([*_program(), "train", *arguments, "--run", run.shown], run, restarts=restarts, say=_say)
+    return supervise(
+        [*program("--restarts"), "train", *arguments, "--run", run.shown], run, restarts=restarts, say=_say
+    )
 
 
 def written(
@@ -40,7 +42,7 @@ def _items(value: object) -> Sequence[object]:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _program() -> list[str]:
+def program(flag: str) -> list[str]:
     """What starts trainwell as it was started here: a script that gives parts is run again, with its parts.
 
     Raises ConfigError where there is no script: a notebook, a prompt.
@@ -54,8 +56,8 @@ def _program() -> list[str]:
     script = getattr(main, "__file__", None)
     if script is None or not Path(script).is_file():
         raise ConfigError(
-            "--restarts runs the script that gives the parts again, and these were given without a script; put "
-            "them into a file that calls trainwell.cli.main(...), or leave --restarts out"
+            f"{flag} runs the script that gives the parts again, and these were given without a script; put them into "
+            f"a file that calls trainwell.cli.main(...), or leave {flag} out"
         )
     return [sys.executable, script]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
+from trainwell.cli.estimate import Asked, refuse_unless_known, show_estimate
 from trainwell.cli.flags import with_config_flags
 from trainwell.cli.output import print_json, print_rich, wrote
 from trainwell.cli.plans import plan_of
@@ -40,18 +41,22 @@ def show(
     json: Annotated[bool, Parameter(help="Print what a program may read.", negative=())] = False,
     png: Annotated[Path | None, Parameter(help="Draw rate and batch size into this PNG file.")] = None,
     svg: Annotated[Path | None, Parameter(help="Draw rate and batch size into this SVG file.")] = None,
+    gpus: Annotated[int | None, Parameter(help="Estimate what it takes on so many GPUs, with --gpu.")] = None,
+    gpu: Annotated[str | None, Parameter(help="The kind of GPU to estimate for: h100-80gb, h200, l4 ...")] = None,
+    calibrate: Annotated[bool, Parameter(show=False, negative=())] = False,
     flags: Mapping[str, object],
 ) -> None:
     """Show TARGET: a recipe or config file before it runs, a run during or after, a step of either (runs/demo@1200)."""
     path, step = parse_target(target)
     found, picture = is_run(Path(path)), png is not None or svg is not None
-    if yaml + code + json > 1:
-        raise ConfigError("--yaml, --code and --json each print something else; give one of them")
+    asked, flags = _asked(gpus, gpu, calibrate, flags)
+    _refuse_two_at_once(yaml, code, json, picture, step is not None, asked)
     if found and (config is not None or flags):
         raise ConfigError(f"{path} is a run and is shown as it is; --config and config keys change a recipe")
-    if picture and (step is not None or yaml or code):
-        raise ConfigError("--png and --svg draw a whole schedule; leave out @STEP, --yaml and --code")
     settings = load_recorded(RunDir(Path(path)).config_yaml) if found else load(path, file=config, flags=flags)
+    if asked.anything:
+        show_estimate(plan_of(settings).plan, path, asked, json)
+        return
     if picture:
         _draw(path, settings, found, {"png": png, "svg": svg})
     if yaml:
@@ -62,6 +67,31 @@ def show(
         wrote(png, svg)
     else:
         _show(path, settings, step, json, found)
+
+
+def _asked(
+    gpus: int | None, gpu: str | None, calibrate: bool, flags: Mapping[str, object]
+) -> tuple[Asked, Mapping[str, object]]:
+    """What is to be estimated, and the flags without --parallel, which then names a column and changes no plan."""
+    if calibrate:
+        raise ConfigError(
+            "--calibrate is not in this version: the estimate assumes a share of the GPU's peak, which it prints; "
+            "leave it out, and compare with the tokens a second of a short run"
+        )
+    if gpus is None and gpu is None:
+        return Asked(None, None), flags
+    asked = Asked(gpus, gpu, flags.get("parallel"))
+    refuse_unless_known(asked)
+    return asked, {name: value for name, value in flags.items() if name != "parallel"}
+
+
+def _refuse_two_at_once(yaml: bool, code: bool, json: bool, picture: bool, of_a_step: bool, asked: Asked) -> None:
+    if yaml + code + json > 1:
+        raise ConfigError("--yaml, --code and --json each print something else; give one of them")
+    if picture and (of_a_step or yaml or code):
+        raise ConfigError("--png and --svg draw a whole schedule; leave out @STEP, --yaml and --code")
+    if asked.anything and (of_a_step or yaml or code or picture):
+        raise ConfigError("--gpus and --gpu estimate a whole run; leave out @STEP, --yaml, --code, --png and --svg")
 
 
 def _show(path: str, config: RunConfig, step: Step | None, json: bool, found: bool) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from trainwell.cli.failures import of_several
+from trainwell.distributed.launch import LAUNCHED
 from trainwell.errors import StoppedError
 from trainwell.supervise import SUPERVISED, on_stop_signals
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from trainwell.run import Run
 
 _ECHO_S = 1.0
-"""A system that shuts down signals the supervisor and the supervised, and the supervisor passes its signal on."""
+"""A system that shuts down signals the supervisor and the supervised, and the supervisor passes its signal on; so does
+who starts several ranks."""
 
 
 class _NothingToSave(KeyboardInterrupt):
@@ -59,11 +62,12 @@ class Stopping:
             self._end(_NothingToSave())
             return
         self._run.stop()
-        _write(f"{self.name}: finishing this step and saving; once more to end at once\n")
+        if not _is_said_elsewhere():
+            _write(f"{self.name}: finishing this step and saving; once more to end at once\n")
 
     def _is_echo(self, number: int) -> bool:
         soon = time.monotonic() - self._heard_at_s < _ECHO_S
-        return soon and number == self._heard and SUPERVISED in os.environ
+        return soon and number == self._heard and (SUPERVISED in os.environ or of_several())
 
     def _end(self, interrupt: KeyboardInterrupt) -> None:
         """Unwind, which gives the screen and the folder back; where that is under way already, leave at once."""
@@ -87,6 +91,11 @@ def stopping_on_signals() -> Iterator[Stopping]:
             raise StoppedError(
                 f"{stopping.name}: stopped before the first step; nothing is lost, the same command starts it again"
             ) from None
+
+
+def _is_said_elsewhere() -> bool:
+    """Whether another process says that the signal was heard: who started the ranks, or the first of them."""
+    return LAUNCHED in os.environ or (of_several() and os.environ["RANK"] != "0")
 
 
 def _write(text: str) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,8 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from trainwell import faults
-from trainwell.cli import parts
+from trainwell.cli import parts, ranks
+from trainwell.cli.failures import of_several
 from trainwell.cli.flags import with_config_flags
 from trainwell.cli.out_of_memory import advice, ran_out
 from trainwell.cli.restarts import keep_running, written
@@ -24,6 +26,7 @@ from trainwell.config import checks
 from trainwell.config.load import load_recorded
 from trainwell.data.examples import ExampleStore
 from trainwell.data.tasks import Store, open_data
+from trainwell.distributed.launch import announce
 from trainwell.errors import CheckError, ConfigError, DataError, OutOfMemoryError, StoppedError
 from trainwell.planning.lints import findings
 from trainwell.planning.model_size import count_parameters
@@ -34,6 +37,7 @@ from trainwell.runs.console import safe
 from trainwell.runs.rundir import RunDir, is_run, parse_target
 
 if TYPE_CHECKING:
+    from trainwell.distributed.world import World
     from trainwell.run import Run
 
 _LONG_S = 2.0
@@ -67,6 +71,13 @@ def train(
             validator=Number(gte=0),
         ),
     ] = 0,
+    nproc: Annotated[
+        str | None,
+        Parameter(
+            help="Train as so many processes on this machine, usually one for each GPU, which share every step; "
+            "each gets its share of the cores. Other machines: torchrun."
+        ),
+    ] = None,
     profile: Annotated[
         bool,
         Parameter(
@@ -102,28 +113,51 @@ def train(
     """
     faults.arm_from_environment()
     with stopping_on_signals() as stopping:
-        given = parts.current()
+        announce()
+        given, processes = parts.current(), ranks.number(nproc)
+        others: dict[str, object] = {"restarts": restarts, "profile": profile}
+        ranks.refuse(target, run, processes, {**others, "dry-run": dry_run, "steps": steps})
         if steps is not None:
-            others: dict[str, object] = {"config": config, "run": run, "dry-run": dry_run, "strict": strict}
-            others |= {"restarts": restarts, "profile": profile, "allow-change": allow_change, "skip": skip}
+            others = {"config": config, "run": run, "dry-run": dry_run, "strict": strict, **others}
+            others |= {"nproc": nproc, "allow-change": allow_change, "skip": skip}
             _replay(target, steps, {**given, **flags}, others)
             return None
         start = find_start(
             target, file=config, flags=flags, run=run, data=given.get("data"), allow=allow_change or (), skip=skip
         )
+        if of_several():
+            doing = partial(_as_rank, given=given, stopping=stopping, strict=strict, download=download)
+            return ranks.take_part(start, doing, lambda: bool(stopping.name))
         store = None if given.get("data") is not None else _checked_data(start, download=download)
         if strict:
             _refuse_warnings(start, store)
         if dry_run:
             _print_summary(start, store)
             return None
-        if restarts:
+        if restarts or processes > 1:
             values = {"allow-change": allow_change, "skip": skip, **flags}
             switches = {"strict": strict, "download": download, "profile": profile}
             again = written(target, config=config, switches=switches, values=values)
-            return keep_running(again, start.run_dir, restarts)
+            if restarts:
+                more = [f"--nproc={processes}"] if processes > 1 else []
+                return keep_running([*again, *more], start.run_dir, restarts)
+            return ranks.start_ranks(again, start.run_dir, processes)
         _train(start, given, store, stopping, profile=profile)
     return None
+
+
+def _as_rank(
+    start: Start, world: "World", *, given: Mapping[str, Any], stopping: Stopping, strict: bool, download: bool
+) -> None:
+    """Train as one of several; the first rank prepares the data, so that the others find it."""
+    store = None
+    if given.get("data") is None:
+        made = list[Store]()
+        world.from_main(lambda: made.append(_checked_data(start, download=download)))
+        store = world.together(lambda: made[0] if made else _checked_data(start, download=download))
+    if strict:
+        _refuse_warnings(start, store)
+    _train(start, given, store, stopping, profile=False)
 
 
 def _replay(target: str, steps: int, parts_and_keys: Mapping[str, Any], others: Mapping[str, object]) -> None:
@@ -232,6 +266,7 @@ def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping
         run = assemble(start, made, None if store is None else prepared(start.config, store, made.val))
         stopping.spare(run)
         (fit_profiled if profile else fit)(run)
+        run.world.barrier()  # a rank that ends early would have the others asked to end too
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
@@ -241,7 +276,8 @@ def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping
         raise StoppedError(
             f"stopped at step {run.trainer.step:,} of {run.num_steps:,} and saved; continue: trainwell train {path}"
         )
-    sys.stdout.write(_what_next(run))
+    if run.world.main:
+        sys.stdout.write(_what_next(run))
 
 
 def _plan_of(start: Start, store: Store | None, run: "Run | None") -> Plan | None:

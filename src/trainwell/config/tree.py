@@ -308,8 +308,8 @@ class RunConfig(Section):
     """auto: fused optimizer, folded clipping, `fast`; reference: plain operations, bitwise equal to the plain loop."""
     deterministic: bool = False
     """On CUDA, use deterministic algorithms only; a CPU run always does."""
-    parallel: Literal["auto", "none"] = "auto"
-    """How several processes share the work; this version trains in one."""
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """How ranks share a step: ddp, each has all weights; fsdp, each has a part; auto: ddp, on GPUs where that fits."""
     init_from: str | None = None
     """Start from the weights of a run (runs/demo), a step of it (runs/demo@best) or a Hugging Face folder."""
     data: DataConfig = DataConfig()

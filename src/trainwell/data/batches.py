@@ -364,12 +364,22 @@ def evaluation_batches(
     batches: int,
     device: torch.device,
     buckets: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[MicroBatch]:
-    """The same micro-batches each time: `batches` x `batch_size` examples spread evenly over the data; 0 takes all."""
+    """The same micro-batches each time: `batches` x `batch_size` examples spread evenly over the data; 0 takes all.
+
+    Ranks take them in turn, and each gets equally many: where they do not come out even, the last ranks get the first
+    one again with all its targets IGNORED.
+    """
     count = len(examples)
     taken = count if batches == 0 else min(count, batches * batch_size)
     indices = np.arange(taken, dtype=np.int64) * count // max(taken, 1)
-    for start in range(0, taken, micro_batch):
+    starts = list(range(0, taken, micro_batch))
+    for turn in range(-(-len(starts) // world_size)):
+        place = turn * world_size + rank
+        start = starts[place] if place < len(starts) else 0
         rows = fetch(examples, indices[start : start + micro_batch], device)
         for micro in cut(rows.inputs, rows.targets, micro_batch, device, documents=rows.documents, buckets=buckets):
-            yield replace(micro, index=start)
+            targets = micro.targets if place < len(starts) else torch.full_like(micro.targets, IGNORED)
+            yield replace(micro, targets=targets, index=start)

@@ -11,7 +11,8 @@ from trainwell.errors import ConfigError
 from trainwell.model.head import HeadLoss
 
 _IGNORED = -100
-_CHUNK = 1 << 25
+CHUNK = 1 << 25
+"""Logits that `head_loss` holds at a time."""
 
 
 class Tokens(Protocol):
@@ -40,7 +41,7 @@ def token_loss(model: nn.Module, batch: Tokens) -> Tensor:
     return _surprise(_logits(model, batch), batch.targets)
 
 
-def head_loss(model: nn.Module, batch: Tokens, *, chunk: int = _CHUNK) -> Tensor:
+def head_loss(model: nn.Module, batch: Tokens, *, chunk: int = CHUNK) -> Tensor:
     """The loss of `token_loss` without all logits at once, for a model with `.hidden` and `.lm_head`.
 
     Positions go through the head as many at a time as have `chunk` logits together (at least one; the default is 128

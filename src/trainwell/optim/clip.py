@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from trainwell.distributed.parallel import local, norm_over_shards
+
 _LARGE = 1 << 20
 """Values from which on a product of vectors gives a gradient's norm sooner and better than torch's kernel."""
 
@@ -24,11 +26,13 @@ def folds(optimizer: Any) -> bool:
 def global_norm(parameters: Sequence[Tensor], loss_scale: Tensor | None = None, *, fused: bool = False) -> Tensor:
     """The L2 norm over all gradients together, a scalar on the device; those of `loss * loss_scale` give the loss's.
 
-    Where the update is `fused`, so may the norm of a large gradient be; else it is torch's own to the last bit.
+    Where the update is `fused`, so may the norm of a large gradient be; else it is torch's own to the last bit. Of
+    gradients that ranks have in parts it is that of the whole, to the same bits on all of them.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     norms = [_norm(gradient) for gradient in gradients] if fused else gradients
     norm = get_total_norm(norms) if norms else torch.zeros((), device=parameters[0].device)
+    norm = norm_over_shards(norm, parameters[0])
     if loss_scale is not None:
         norm = norm / loss_scale
     return norm

@@ -15,7 +15,7 @@ from trainwell.runs.throughput import peak_flops
 UTILISATION = 0.4
 """Share of the peak that is assumed: dense models of 100 million parameters and more mostly get 30 to 50 %."""
 _DEVICES = ("H100", "A100")
-_SMALLEST = 10_000_000
+SMALLEST = 10_000_000
 """Parameters below which no speed is given: a GPU then waits for its next kernel, whatever its peak is."""
 
 
@@ -38,7 +38,7 @@ def speeds(plan: Plan) -> list[Speed]:
     if plan.vocab_size is None:
         return []
     shape, num_labels = (plan.config.model, plan.vocab_size, plan.seq_len), num_classes(plan.config)
-    if count_parameters(*shape, num_labels=num_labels).total < _SMALLEST:
+    if count_parameters(*shape, num_labels=num_labels).total < SMALLEST:
         return []
     cost, tokens = flops_per_token(*shape, num_labels=num_labels), plan.batch.tokens_before(plan.num_steps)
     found = []

@@ -25,7 +25,7 @@ FREE = TABLE[0].keys
 Parent = tuple[RunDir, int]
 """A run, and the step of it that a branch begins at."""
 
-_CHOSEN = ("device", "precision", "compile", "deterministic")
+_CHOSEN = ("device", "precision", "compile", "deterministic", "parallel")
 """Keys that a run leaves open in its config.yaml; what they came to is in its env.json."""
 
 

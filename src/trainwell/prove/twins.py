@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trainwell.config.values import Duration
 from trainwell.data.batches import Stream
 from trainwell.data.prepare import StoreInfo
 from trainwell.data.tasks import Store, open_data
+from trainwell.distributed.world import ALONE
 from trainwell.errors import ConfigError
 from trainwell.given import Data, Given, data_from, prepared, refuse_missing_parts
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
@@ -140,7 +142,16 @@ def settle(start: Start, given: Given, *, small: bool, make: Make | None, folder
     settings = decide(config, resolve(config, info), recorded_settings(start.run_dir), notes.append)
     settings = replace(settings, micro_batch=min(settings.micro_batch, checks.sequences(config)))
     decided = {key: getattr(settings, key) for key in ("device", "precision", "compile", "micro_batch")}
-    twins = Twins(changed(config, decided), given, settings, make or assemble, folder, tuple(notes), info, store)
+    twins = Twins(
+        changed(config, decided),
+        given,
+        settings,
+        make or partial(assemble, world=ALONE),
+        folder,
+        tuple(notes),
+        info,
+        store,
+    )
     with twins.run("trial") as run:  # what keeps a run from being made is an error of the configuration, not a proof
         return replace(twins, settings=replace(settings, deterministic=run.settings.deterministic))
 

@@ -126,6 +126,19 @@ class Console:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+class Silent(Console):
+    """The screen of a rank that is not the first: it shows nothing, since all ranks would say the same."""
+
+    def step_line(self, step: int, loss: float, lr: float, norm: float, dt_s: float, tok_per_s: float) -> None:
+        """Show nothing."""
+
+    def advance(self, step: int) -> None:
+        """Show nothing."""
+
+    def message(self, text: str) -> None:
+        """Show nothing."""
+
+
 def _progress(stream: TextIO, num_steps: int, done: int) -> "Progress":
     """A bar without a thread of its own: it is drawn when the run reports, and never between."""
     from rich.console import Console as Screen
