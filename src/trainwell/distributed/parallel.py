@@ -107,10 +107,11 @@ class _WithLoss(nn.Module):
 def _replicate(model: nn.Module, loss: _Loss) -> Any:
     engine = nn.parallel.DistributedDataParallel(
         _WithLoss(model, loss),
-        broadcast_buffers=False,  # a rank's buffers follow from its weights
         gradient_as_bucket_view=True,
         find_unused_parameters=not hasattr(model, "blocks"),  # our own models use all of theirs
     )
+
+    engine.broadcast_buffers = False  # a rank's buffers follow from its weights
 
     def summed(_state: object, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
         """The sum over ranks; ddp by itself takes the mean, which rounds once more."""

@@ -74,4 +74,5 @@ class Decoder(nn.Module, ABC):
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T); `cache` and `documents` as in `hidden`."""
-        return self.lm_head(self.hidden(ids, cache, documents))  # type: ignore[no-any-return]
+        # the class's method, not the object's: fsdp wraps that one as it does this, and would gather the weights twice
+        return self.lm_head(type(self).hidden(self, ids, cache, documents))  # type: ignore[no-any-return]
