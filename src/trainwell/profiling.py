@@ -251,7 +251,7 @@ def _ranges(run: Run) -> Iterator[None]:
     parts: list[tuple[Any, str, str]] = [(trainer, "batches", DATA), (trainer, "update", OPTIMIZER)]
     parts.append((trainer, "loss", FORWARD if body is None else LOSS))
     if body is not None:
-        parts.append((run.model, body, BODY))
+        parts.append((type(run.model), body, BODY))  # of the class, which is where `Decoder.forward` takes it from
     with ExitStack() as stack:
         for owner, name, label in parts:
             stack.enter_context(_replaced(owner, name, _in_range(label, getattr(owner, name))))
@@ -268,7 +268,7 @@ def _in_range(label: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of one object replaced while the block lasts, one of its class covered."""
+    """An attribute of an object, or of a class, replaced while the block lasts; one that it inherits is covered."""
     missing = object()
     before = vars(owner).get(name, missing)
     setattr(owner, name, value)
