@@ -8,14 +8,27 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
+from trainwell.distributed.launch import threads_each
+from trainwell.distributed.local import run_distributed
+from trainwell.distributed.world import World
 from trainwell.errors import ConfigError, StorageError
 from trainwell.machine import native_bf16
 from trainwell.planning.resolve import resolve
 from trainwell.runs.rundir import RunDir
-from trainwell.settings import Settings, decide, environment, recorded_settings
+from trainwell.settings import (
+    Settings,
+    _parallel,
+    decide,
+    decide_together,
+    environment,
+    recorded_settings,
+    threads_of_rank,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -174,3 +187,110 @@ def test_a_run_from_before_there_were_kernels_to_choose_keeps_its_own() -> None:
 def test_on_another_device_kernels_are_chosen_anew() -> None:
     before = asdict(decided()) | {"device": "cuda", "fast": {"attention": "cudnn"}}
     assert decided(before, []).fast.attention == "sdpa"
+
+
+TWO = World(rank=0, size=2)
+
+
+def shared_as(parallel: str, before: dict[str, Any] | None = None, *, world: World = TWO, **more: Any) -> str:
+    """How ranks share a step: with `parallel` configured, as it was before, on a device and with a model."""
+    config, said = load("demo", flags={"parallel": parallel}), list[str]()
+    device, own_model = more.get("device", "cpu"), more.get("own_model", True)
+    how = _parallel(config, resolve(config), device, "fp32", world, own_model, before or {}, said.append)
+    assert (said != []) == (world.size == 1 and parallel in {"ddp", "fsdp"})
+    return how
+
+
+@pytest.mark.parametrize("parallel", ["auto", "none", "ddp", "fsdp"])
+def test_one_process_shares_with_nobody_whatever_is_configured(parallel: str) -> None:
+    assert shared_as(parallel, world=World()) == "none"
+
+
+def test_several_ranks_share_as_configured_and_not_at_all_is_refused() -> None:
+    assert shared_as("ddp") == "ddp"
+    assert shared_as("fsdp", {"world_size": 2, "parallel": "ddp"}) == "fsdp"
+    with pytest.raises(ConfigError, match=r"^parallel: none, and 2 processes were started"):
+        shared_as("none")
+
+
+@pytest.mark.parametrize(
+    ("before", "how"),
+    [
+        ({"world_size": 2, "parallel": "fsdp"}, "fsdp"),
+        ({"world_size": 2, "parallel": "ddp"}, "ddp"),
+        ({"world_size": 3, "parallel": "fsdp"}, "ddp"),
+        ({"world_size": 1, "parallel": "none"}, "ddp"),
+        ({"world_size": 2, "parallel": "none"}, "ddp"),
+        ({}, "ddp"),
+    ],
+)
+def test_auto_is_as_it_was_before_on_as_many_ranks_and_else_ddp_on_a_cpu(before: dict[str, Any], how: str) -> None:
+    assert shared_as("auto", before) == how
+
+
+def test_auto_is_ddp_for_a_given_model_which_cannot_be_cut_by_blocks() -> None:
+    assert shared_as("auto", device="cuda", own_model=False) == "ddp"
+
+
+@given(size=st.integers(1, 64), here=st.integers(1, 64))
+def test_threads_of_ranks_on_a_machine_are_its_cores_shared_out_and_never_none(size: int, here: int) -> None:
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(max(2, cores))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("OMP_NUM_THREADS", raising=False)
+        environment.setenv("LOCAL_WORLD_SIZE", str(here))
+        threads = threads_of_rank(World(rank=0, size=size))
+        assert threads >= 1
+        assert threads == torch.get_num_threads() if size == 1 else threads * here <= max(cores, here)
+        environment.setenv("OMP_NUM_THREADS", "7")
+        assert threads_of_rank(World(rank=0, size=size)) == torch.get_num_threads()
+
+
+def test_a_rank_has_no_more_threads_than_its_process() -> None:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("OMP_NUM_THREADS", raising=False)
+        environment.setenv("LOCAL_WORLD_SIZE", "1")
+        torch.set_num_threads(1)
+        assert threads_of_rank(TWO) == 1
+
+
+@given(processes=st.integers(1, 2000))
+def test_threads_for_each_process_are_the_cores_it_may_use_shared_out(processes: int) -> None:
+    cores = threads_each(1)
+    assert threads_each(processes) == max(1, cores // processes)
+
+
+def test_alone_decide_together_is_decide(tmp_path: Path) -> None:
+    config = load("demo", flags={"device": "cpu"})
+    plan, said = resolve(config), list[str]()
+    together = decide_together(config, plan, RunDir(tmp_path), World(), own_model=True, say=said.append)
+    assert together == decide(config, plan, None, said.append)
+
+
+def decided_by_a_rank(rank: int, world_size: int, folder: str, keys: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The choices that a rank comes to, or the error; and what it says."""
+    from trainwell.distributed.world import current
+
+    config, run_dir, said = load("demo", flags={"device": "cpu", **keys}), RunDir(Path(folder)), list[str]()
+    if rank == 1:
+        os.environ["LOCAL_WORLD_SIZE"] = "1"  # it would choose more threads by itself
+    try:
+        made = decide_together(config, resolve(config), run_dir, current(), own_model=True, say=said.append)
+    except ConfigError as error:
+        return str(error), said
+    return asdict(made), said
+
+
+@pytest.mark.slow
+def test_all_ranks_decide_as_the_first_does_which_alone_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    one_row = {"micro_batch": 8, "batch_size": 1}
+    (first, told), (second, other) = run_distributed(decided_by_a_rank, 2, str(tmp_path), one_row)
+    assert first == second
+    assert first["parallel"] == "ddp"
+    assert [line[:33] for line in told] == ["only 1 of the 2 ranks have work i"]
+    assert other == []
+    (first, told), (second, other) = run_distributed(decided_by_a_rank, 2, str(tmp_path), {"parallel": "none"})
+    assert first == second
+    assert str(first).startswith("parallel: none, and 2 processes")

@@ -80,5 +80,9 @@ class _Package(ModuleType):
         if not (name in _HOMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, as pickle and Ray's cloudpickle keep any module that is none of their own."""
+        return import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _Package

@@ -256,6 +256,8 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str, wo
 
     # what fsdp leaves to a rank is what the optimizer is made of; all else wraps the loss as it is in the end
     sharded = shared(made.loss) if settings.parallel == "fsdp" else None
+    if isinstance(sharded, Shared) and sharded.copies > 1:
+        notes.append(f"fsdp: each of {sharded.copies} nodes has all weights, in parts on its ranks")
     optimizer = optimizer_of(config, given, model, len(data.labels) or plan.vocab_size or 0, made.settings)
     if config.micro_batch == "auto" and fresh and settings.device == "cuda" and sharded is None:
         made = replace(made, settings=_fitted(config, given, data, plan, made, optimizer, world))

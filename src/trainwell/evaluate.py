@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainwell.data.batches import MicroBatch
 from trainwell.data.examples import IGNORED
+from trainwell.distributed.sums import agreed_names
 from trainwell.distributed.world import ALONE, World
 from trainwell.model.loss import Loss, Parts, token_loss, with_parts
 
@@ -68,8 +69,11 @@ def evaluate(
 
 
 def _over_all(world: World, total: Tensor, sums: Parts, targets: Tensor) -> tuple[Tensor, Parts, Tensor]:
-    """The same sums over the micro-batches of all ranks, in one collective; counts are exact up to 2**53."""
-    names = sorted(sums)
+    """The same sums over the micro-batches of all ranks; counts are exact up to 2**53.
+
+    Raises ConfigError on all ranks where the parts have different names.
+    """
+    names = agreed_names(world, sums)
     added = world.sum_(torch.stack([total, targets.double(), *(sums[name] for name in names)]))
     return added[0], dict(zip(names, added[2:], strict=True)), added[1]
 

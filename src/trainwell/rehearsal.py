@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,13 +45,13 @@ def rehearse(run: "Run") -> None:
 def _save(run: "Run") -> None:
     """Write a checkpoint of the state as it is, and a file as large as one will be; see that all that are kept fit.
 
-    Gathering the state takes all ranks, and looking at the disk the first.
+    Of several ranks the first writes its own part, for all.
     """
-    size, write = run.saver.estimate(), run.saver.rehearsal()
-    run.world.from_main(lambda: _try_disk(run, size, write))
+    size = run.saver.estimate(all_ranks=True)
+    run.world.from_main(lambda: _try_disk(run, size))
 
 
-def _try_disk(run: "Run", size: int, write: Callable[[Path], None]) -> None:
+def _try_disk(run: "Run", size: int) -> None:
     folder = run.run_dir.path
     more = run.saver.store.to_come(run.trainer.step, run.num_steps) + run.config.checkpoint.best
     trial = folder / ".rehearsal"
@@ -60,7 +59,7 @@ def _try_disk(run: "Run", size: int, write: Callable[[Path], None]) -> None:
     try:
         trial.mkdir()
         _allocate(trial / "size", size)
-        write(trial)
+        run.saver.rehearse(trial)
     except OSError as error:
         raise StorageError(
             f"{folder} cannot take a checkpoint of {in_bytes(size)}: {why(error)}"

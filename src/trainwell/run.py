@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -284,10 +285,13 @@ class Run:
 
     def sample(self) -> None:
         """Generate text from the current state; print it and append it to samples.txt."""
-        between = "" if self.template is None else " -> "
         with closing(self._drawn(self.config.sample.tokens)) as ids:
-            drawn = self._decoded(self._unless_stopped(ids, "sample.mid"))
-        text = f"{self.config.sample.prompt}{between}{drawn}"
+            if self.world.size == 1 or self.settings.parallel == "fsdp":
+                drawn = self._decoded(self._unless_stopped(ids, "sample.mid"))
+            else:  # the first rank has all weights too: it draws, and the others wait
+                drawn = self.world.from_main(lambda: self._decoded(takewhile(lambda _: not self.ends.asked, ids)))
+                self._go_on()  # what was left in its middle is given up on all
+        text = f"{self.config.sample.prompt}{'' if self.template is None else ' -> '}{drawn}"
         self.write_sample(text)
         self.console.message(f"step {self.trainer.step:4d} | sample: {text}")
         self.metrics.pause()
@@ -365,9 +369,7 @@ class Run:
             return
         self._closed = True
         if failed:
-            self.world = replace(
-                self.world, size=1
-            )  # the others may be anywhere: from here on nothing is asked of them
+            self.world = replace(self.world, size=1)  # the others may be anywhere: nothing more is asked of them
         with self._resources:
             try:
                 self.metrics.flush(check=False, measure=not failed)

@@ -1,24 +1,25 @@
 """Keeps a run on disk: what it is, and its state, written in the background. A failed save never ends a healthy run.
 
-Of several ranks all take part in gathering a state and in the vote on what became of it; the first writes. Knows what a
-run's state is made of and when it is safe; how a checkpoint is written is the store's business.
+Of several ranks that have all weights the first writes; where each has a part, each writes its own. All vote on what
+became of it. Knows what a run's state is made of and when it is safe; how it is written is the store's business.
 """
 
 import json
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
-
 from trainwell.checkpoint.layout import write_synced
+from trainwell.checkpoint.shards import Share, share
 from trainwell.checkpoint.state import Staging, apart, num_bytes, pack
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.render import to_yaml
+from trainwell.distributed.parallel import local
+from trainwell.distributed.world import ALONE, World
 from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.planning.changes import data_difference
 from trainwell.planning.memory import saves_in_between
@@ -35,6 +36,8 @@ THREAD = "trainwell-save"
 """How the thread that writes is named."""
 _NO_STEP = -1
 """Of a checkpoint that is only rehearsed, so that no fault that waits for a step happens to it."""
+_IN_PARTS = ("trainer.model.", "trainer.optimizer.")
+"""How the names of tensors begin of which a rank may need some rows alone."""
 _MOMENTS = 2
 """Tensors that an optimizer keeps of each weight, at the most: AdamW's two."""
 
@@ -118,6 +121,9 @@ class Saver:
         self.remote = run.run_dir.remote if run.world.main else None
         self.ownership: Ownership | None = None
         """Of a run behind a URL: says whether others can see that it lives."""
+        self._sharded = run.settings.parallel == "fsdp"
+        self._beside: World | None = None
+        """The ranks that write, each its part; with words of their own, since they exchange them beside training."""
         self._staging = Staging(0)
         self._pool: ThreadPoolExecutor | None = None
         self._writing: tuple[int, Future[None]] | None = None
@@ -134,19 +140,29 @@ class Saver:
         kept = {name: part.state_dict() for name, part in self.kept.items()}
         return {"trainer": self._run.trainer.state_dict(), "kept": kept}
 
-    def estimate(self) -> int:
-        """Bytes of a checkpoint, the optimizer's moments included where it has none yet."""
+    @property
+    def _writes(self) -> bool:
+        """Whether this rank writes something of a state."""
+        return self._sharded or self._run.world.main
+
+    def estimate(self, *, all_ranks: bool = False) -> int:
+        """Bytes of what this rank writes, or of all together, the moments of the optimizer included where it has none.
+
+        `all_ranks` is collective.
+        """
         state = self.state()
-        _, tensors = pack(state)
         fresh = not pack(state["trainer"]["optimizer"])[1]
-        moments = _MOMENTS * num_bytes(self._run.trainer.parameters) if fresh else 0
-        return num_bytes(tensors.values()) + moments
+        moments = _MOMENTS * num_bytes(map(local, self._run.trainer.parameters)) if fresh else 0
+        mine = num_bytes(share(state, main=self._run.world.main).tensors.values()) + moments
+        return sum(self._run.world.collect(mine)) if all_ranks and self._sharded else mine
 
     def prepare(self) -> None:
         """Take the memory that saving in the background needs, so that no save has to wait for it."""
         size = self.estimate() if self._asynchronous else 0
-        if self._asynchronous and self._run.world.main:
+        if self._asynchronous and self._writes:
             self._staging = Staging(size + 2**16)
+        if self._sharded:
+            self._beside = self._run.world.beside()
         _ = self._facts  # gathered before step 1 too
 
     @cached_property
@@ -161,15 +177,14 @@ class Saver:
             "versions": versions(),
         }
 
-    def rehearsal(self) -> Callable[[Path], None]:
-        """Gather the state as it is; what is returned writes and verifies it in a folder that will be removed."""
-        plain, tensors = pack(self.state())
+    def rehearse(self, folder: Path) -> None:
+        """Write and verify this rank's part of the state as it is, in a folder that will be removed."""
+        CheckpointStore(folder).write(_NO_STEP, self._staged(share(self.state(), main=True)), {})
 
-        def write(folder: Path) -> None:
-            staged = self._staging.copy(tensors) if self._asynchronous else apart(tensors)
-            CheckpointStore(folder).write(_NO_STEP, plain, staged, {})
-
-        return write
+    def _staged(self, mine: Share) -> Share:
+        """The same in memory of its own, on the host: in the buffers that are there for it, or as little as has to."""
+        tensors = self._staging.copy(mine.tensors) if self._asynchronous else apart(mine.tensors)
+        return replace(mine, tensors=tensors)
 
     def save(self, protected: Collection[int]) -> None:
         """Save the current state, unless it is saved already; a failure is reported, and tried again when next due."""
@@ -179,39 +194,36 @@ class Saver:
         self.join()
         if self.ownership is not None and self.ownership.trouble:
             run.console.message(f"others cannot see that this run lives: {self.ownership.trouble}")
-        plain, tensors = run.world.together(lambda: pack(self.state()))
+        mine = run.world.together(lambda: share(self.state(), main=run.world.main))
         meta = self._facts | {
             "tokens": run.plan.batch.tokens_before(step),
             "skipped": int(run.trainer.guard.skipped),
         }
         self.step = step
-        self._writing = (step, self._begin(step, plain, tensors, meta, protected))
+        self._writing = (step, self._begin(step, mine, meta, protected))
         if not self._asynchronous:
             self.join()
 
-    def _begin(
-        self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any], protected: Collection[int]
-    ) -> Future[None]:
-        """Write a state, in the background or at once; of several ranks the first writes for all."""
-        if self._run.world.main and self._asynchronous:
-            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix=THREAD)
-            staged = self._staging.copy(tensors)
-            return self._pool.submit(self._write, step, plain, staged, meta, protected)
+    def _begin(self, step: int, mine: Share, meta: dict[str, Any], protected: Collection[int]) -> Future[None]:
+        """Write this rank's share of a state, in the background or at once."""
         done: Future[None] = Future()
         try:
-            if self._run.world.main:
-                self._write(step, plain, apart(tensors), meta, protected)
+            if self._writes and self._asynchronous:
+                self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix=THREAD)
+                return self._pool.submit(self._write, step, self._staged(mine), meta, protected)
+            if self._writes:
+                self._write(step, self._staged(mine), meta, protected)
         except Exception as error:  # noqa: BLE001  it is raised where the ranks vote
             done.set_exception(error)
         else:
             done.set_result(None)
         return done
 
-    def _write(
-        self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any], protected: Collection[int]
-    ) -> None:
+    def _write(self, step: int, mine: Share, meta: dict[str, Any], protected: Collection[int]) -> None:
         self._run.metrics.sync()  # no checkpoint may be ahead of its metrics after a power cut
-        self.store.write(step, plain, tensors, meta)
+        self.store.write(step, mine, meta, self._beside or ALONE)
+        if not self._run.world.main:
+            return
         try:
             self.store.retain(protected)
         except StorageError as error:
@@ -261,7 +273,9 @@ class Saver:
         Raises DataError for a run whose data has changed, ConfigError for a state that does not fit.
         """
         run = self._run
-        state, meta = run.world.together(lambda: store.load(step))
+        state, meta = run.world.together(
+            lambda: store.load(step, verify=run.world.main, on_disk=lambda name: name.startswith(_IN_PARTS))
+        )
         difference = data_difference(meta["data"], run.facts) if own_run else ""
         if difference:
             raise DataError(

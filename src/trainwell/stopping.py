@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainwell.distributed.sums import BEHIND
 from trainwell.distributed.world import World
 from trainwell.trainer import StepResult
-
-BEHIND = 4
-"""So many steps later a GPU's answer is read."""
 
 
 class Stop:

@@ -18,10 +18,9 @@ from trainwell.distributed.parallel import (
     load_model_state,
     load_optimizer_state,
     local,
-    model_state,
-    optimizer_state,
     whole,
 )
+from trainwell.distributed.sums import StepSums
 from trainwell.distributed.world import ALONE, World
 from trainwell.model.loss import Loss, Parts, token_loss, with_parts
 from trainwell.optim.clip import clip_and_update, folds, global_norm
@@ -111,6 +110,7 @@ class Trainer:
         self._decayed = {index for index, group in enumerate(optimizer.param_groups) if group.get("weight_decay")}
         self.guard = Guard(self.device) if guard is None else guard
         self.world = world
+        self._sums = StepSums(world, self.device)
         self.asked: Callable[[], bool] = lambda: False
         self.measure_every = 0
         self.loss_scale = LossScale(self.device) if autocast == torch.float16 else None
@@ -155,16 +155,8 @@ class Trainer:
             for name, part in parts.items():
                 self._parts[name] = self._parts.get(name, 0) + part.detach() / divisor
         if self.world.size > 1:
-            total = self._of_all_ranks(total)
+            total, self._parts, self._stop = self._sums(total, self._parts, self.asked())
         faults.reach("after_backward", self.step, self.world.rank)
-        return total
-
-    def _of_all_ranks(self, total: Tensor) -> Tensor:
-        """The loss over all ranks, and with it, in the same message, its parts and how many ranks ask to stop."""
-        names = sorted(self._parts)  # each rank has them in an order of its own
-        mine = [total, *(self._parts[name].to(total) for name in names), torch.full_like(total, self.asked())]
-        total, *parts, self._stop = self.world.sum_(torch.stack(mine)).unbind()
-        self._parts = dict(zip(names, parts, strict=True))
         return total
 
     def _forward(self, micro: MicroBatch) -> tuple[Tensor, Parts]:
@@ -259,13 +251,13 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """What steps change: weights, optimizer, counters. Randomness and data are functions of the step.
 
-        Whatever the number of ranks, it is what one process would have, on each of them.
+        Of several ranks it is what one process would have, but for tensors of which a rank has a part.
         """
         scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}
         return {
             "step": self.step,
-            "model": model_state(self.model),
-            "optimizer": optimizer_state(self.optimizer),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "guard": self.guard.state_dict(),
             **scale,
         }

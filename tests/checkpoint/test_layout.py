@@ -124,10 +124,10 @@ def test_a_newer_format_is_told_from_damage(tmp_path: Path) -> None:
     write_manifest(directory, WRITTEN)
     manifest = json.loads((directory / MANIFEST).read_text())
     del manifest["digest"]
-    newer = manifest | {"format": 2}
+    newer = manifest | {"format": 3}
     digest = sha256(json.dumps(newer, sort_keys=True).encode()).hexdigest()
     (directory / MANIFEST).write_text(json.dumps(newer | {"digest": digest}))
-    assert "format 2, this trainwell reads 1" in damage_of(directory)
+    assert "format 3, this trainwell reads 1 and 2" in damage_of(directory)
 
 
 def test_files_are_not_read_when_only_the_manifest_is_asked_for(checkpoint: Path) -> None:

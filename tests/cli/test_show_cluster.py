@@ -46,7 +46,13 @@ def test_a_page_has_each_way_side_by_side_and_no_line_too_wide(
         "sent in a step ",
     ]
     rows += ["largest micro-batch 2 2 2", "over NVLink ", "over InfiniBand ", "over Ethernet ", "a step over Ethernet "]
-    for row in [*rows, "tokens a second, all ", "the run ", "arithmetic 40 % of 989 TFLOP/s", "hybrid shards within"]:
+    for row in [
+        *rows,
+        "tokens a second, all ",
+        "the run ",
+        "arithmetic 40 % of 989 TFLOP/s",
+        "hybrid parts ",
+    ]:
         assert any(line.startswith(row) for line in lines), row
     assert any("4.23e15 FLOPs as 6N + 12LHDT" in line for line in lines)
     assert any(line.startswith("It fits with ddp, micro-batches of 2: ") for line in lines)
@@ -106,7 +112,9 @@ def test_a_run_is_estimated_as_it_was_recorded(shown: Command, own_folders: obje
         (("--gpus", "many", "--gpu", "h200"), "--gpus"),
         ((*ON_64, "--parallel", "zero"), "--parallel zero is no way to share a step; give ddp, fsdp, hybrid or auto"),
         (("--gpus", "4", "--gpu", "l4", "--parallel", "hybrid"), "--parallel hybrid is not for this"),
-        (("--calibrate", *ON_64), "--calibrate is not in this version"),
+        (("--calibrate",), "--calibrate for which kind? give --gpu NAME; known are"),
+        (("--gpu", "this"), "--gpu this is this machine, of which only timing tells anything; add --calibrate"),
+        (("--calibrate", "--device", "cpu", *ON_64), "which says nothing about h100-80gb: run it on a machine that"),
         ((*ON_64, "--yaml"), "--gpus and --gpu estimate a whole run; leave out @STEP, --yaml"),
         (("--gpu", "v100", "--precision", "bf16"), "--precision bf16: v100 has no such arithmetic"),
     ],
@@ -136,3 +144,36 @@ def test_the_largest_recipe_on_a_thousand_gpus_takes_under_two_seconds_and_no_to
         if min(took) < 2:
             break
     assert min(took) < 2
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("more", [(), ("--optim.name", "muon", "--recompute", "true", "--batch_tokens", "2048")])
+def test_calibrating_times_steps_here_and_reckons_with_them(shown: Command, more: tuple[str, ...]) -> None:
+    tokens = ("demo", "--gpus", "2", "--gpu", "this", "--calibrate", "--device", "cpu", "--precision", "fp32")
+    facts = json.loads(shown(*tokens, *more, "--json"))
+    timed, way = facts["timed"], facts["ways"][0]
+    assert timed["steps"] >= 1
+    assert timed["micro_batch"] == way["micro_batch"]
+    assert timed["device"].startswith("cpu (")
+    assert way["timing"]["link"]["computing"] == pytest.approx(way["rounds"] * timed["passes"])
+    assert way["timing"]["link"]["update"] == pytest.approx(timed["update"])
+    per_token = facts["flops"]["step"] / facts["tokens_per_step"]
+    reached = per_token * timed["micro_batch"] * 128 / timed["passes"]
+    assert timed["share_of_peak"] == pytest.approx(reached / facts["gpu"]["peak_flops"])
+    assert "random tokens on cpu (" in facts["assumed"]["timed here"]
+    assert not Path("demo").exists()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_calibrated_page_says_what_was_timed_and_what_was_not(shown: Command) -> None:
+    text = " ".join(shown("demo", "--gpu", "this", "--calibrate", "--device", "cpu").split())
+    assert text.startswith(
+        "demo on 1 x this machine Closed formulas, and a few steps of the model that were timed here"
+    )
+    assert "what a product of matrices reaches in" in text
+    assert "tokens a second, all" in text
+
+
+def test_a_model_too_large_to_take_a_step_here_is_not_timed(refused: Callable[..., str]) -> None:
+    said = refused(2, "show", "gpt3-175b", "--gpus", "1024", "--gpu", "this", "--calibrate", "--device", "cpu")
+    assert "--calibrate takes steps with the whole model on one device, where it needs" in said

@@ -118,10 +118,10 @@ def assert_same(first: Path, second: Path, *, steps: int = 12) -> None:
             assert one[key] == pytest.approx(other[key], rel=close, nan_ok=True), (one["step"], key)
 
 
-def tensors_of(folder: Path) -> bytes:
-    """The newest state, as it lies on disk."""
+def tensors_of(folder: Path) -> dict[str, bytes]:
+    """The newest state, as it lies on disk: by the names of its files."""
     step = saved_steps(folder / "checkpoints")[-1]
-    return (directory_of(folder / "checkpoints", step) / "tensors.safetensors").read_bytes()
+    return {path.name: path.read_bytes() for path in directory_of(folder / "checkpoints", step).glob("*.safetensors")}
 
 
 @pytest.mark.slow

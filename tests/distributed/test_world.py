@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes must find this module, which pytest imports in a way of its own."""
     monkeypatch.syspath_prepend(ROOT)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -73,7 +73,7 @@ def asked(call: Any) -> tuple[str, str]:
 def talk(rank: int, size: int) -> dict[str, Any]:
     """Every method once, with what it gave."""
     world = current()
-    assert world == World(rank, size, rank)
+    assert world == World(rank, size, rank, size)
     with joined() as again:
         assert again == world  # a group that is there is used, and left there
     summed = torch.tensor([0.1 * (rank + 1), 1.0], dtype=torch.float64)
@@ -114,7 +114,7 @@ import torch
 from trainwell.distributed.world import current, joined
 with joined("cpu") as world:
     total = world.sum_(torch.ones(2))
-    print(world.rank, world.size, world.local_rank, total.tolist(), world.collect(world.rank))
+    print(world.rank, world.size, world.local_rank, world.local_size, total.tolist(), world.collect(world.rank))
 assert current().size == 1 and not torch.distributed.is_initialized()
 """
 
@@ -141,7 +141,7 @@ def start(code: str, size: int) -> list[tuple[str, int]]:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code],
-            env=os.environ | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -154,7 +154,7 @@ def start(code: str, size: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("size", [1, 2])
 def test_processes_with_torchruns_variables_join_and_part(size: int) -> None:
     assert start(JOIN, size) == [
-        (f"{rank} {size} {rank} {[float(size)] * 2} {list(range(size))}", 0) for rank in range(size)
+        (f"{rank} {size} {rank} {size} {[float(size)] * 2} {list(range(size))}", 0) for rank in range(size)
     ]
 
 

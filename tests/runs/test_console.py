@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainwell.runs.console import Console, format_step, parts_line, safe, short_count, short_time
+from trainwell.runs.console import Console, Silent, format_step, parts_line, safe, short_count, short_time
 
 
 class Terminal(io.StringIO):
@@ -123,3 +123,13 @@ def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None
 )
 def test_what_else_was_measured_ends_the_line_of_an_evaluation(parts: dict[str, float], line: str) -> None:
     assert parts_line(parts) == line
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_silent_console_shows_nothing_whatever_it_is_told(stream: io.StringIO) -> None:
+    with Silent(num_steps=3, log_every=1, stream=stream) as console:
+        console.message("a line")
+        for step in range(3):
+            console.step_line(step, 2.0, 1e-3, 1.0, 0.1, 100.0)
+            console.advance(step)
+    assert stream.getvalue() == ""

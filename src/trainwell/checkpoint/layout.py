@@ -16,17 +16,29 @@ from typing import Any
 from trainwell.errors import StorageError
 from trainwell.runs.remote import bring
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""With the tensors in one file, and in one for each rank."""
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 LEFT_BEHIND = re.compile(r"step-\d+\.(tmp|replaced|removed)-[0-9a-f]{8}")
 """What a killed save leaves, what a save took the place of, and what is half removed."""
+_SHARD = re.compile(r"shard-\d{5,}-model-00001-of-00001\.safetensors")
 _NAME = re.compile(r"step-(\d+)")
 
 
 def directory_of(folder: Path, step: int) -> Path:
     """Where the checkpoint of state `step` lies."""
     return folder / f"step-{step}"
+
+
+def shard_name(rank: int) -> str:
+    """The file of a rank's part of the tensors; the name is torch.distributed.checkpoint's."""
+    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name holds the part of one rank."""
+    return _SHARD.fullmatch(name) is not None
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -55,12 +67,14 @@ class Manifest:
     meta: dict[str, Any]
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write and fsync the manifest of the files that lie in `directory`."""
+def write_manifest(directory: Path, manifest: Manifest, files: dict[str, dict[str, Any]] | None = None) -> None:
+    """Write and fsync the manifest of the files that lie in `directory`, or of `files`, described already."""
+    if files is None:
+        files = {path.name: describe_file(path) for path in directory.iterdir()}
     content = {
-        "format": FORMAT,
+        "format": 2 if any(map(is_shard, files)) else 1,
         "step": manifest.step,
-        "files": {path.name: _describe(path) for path in sorted(directory.iterdir())},
+        "files": dict(sorted(files.items())),
         "tensors": manifest.tensors,
         "meta": manifest.meta,
         "state": manifest.state,
@@ -98,9 +112,10 @@ def _verified(directory: Path) -> dict[str, Any]:
     digest = content.pop("digest", None)
     if digest != _digest(content):
         raise StorageError(f"{directory}: its manifest does not match its own digest; the checkpoint is damaged")
-    if content["format"] != FORMAT:
+    if content["format"] not in FORMATS:
         raise StorageError(
-            f"{directory}: format {content['format']}, this trainwell reads {FORMAT}; use the one it was made with"
+            f"{directory}: format {content['format']}, this trainwell reads {' and '.join(map(str, FORMATS))}; use the "
+            "one it was made with"
         )
     if text != _written(content):
         raise StorageError(f"{directory}: its manifest is not as it was written; the checkpoint is damaged")
@@ -114,11 +129,12 @@ def _damaged(directory: Path, files: dict[str, dict[str, Any]]) -> Iterator[str]
             yield f"{name} is missing"
         elif path.stat().st_size != expected["size"]:
             yield f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        elif _describe(path) != expected:
+        elif describe_file(path) != expected:
             yield f"the SHA-256 of {name} differs"
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
 

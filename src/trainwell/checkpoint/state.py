@@ -3,12 +3,13 @@
 Nothing is pickled, so nothing that is read can run. Tensors that share memory (a tied head) are stored once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainwell.distributed.parallel import local
 from trainwell.errors import ConfigError
 
 Scalar = str | int | float | bool | None
@@ -27,8 +28,9 @@ def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
 
     def visit(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-            name = names.setdefault(place, free(path)) if value.numel() else free(path)
+            here = local(value)
+            place = (value.device, here.data_ptr(), value.shape, value.stride(), value.dtype)
+            name = names.setdefault(place, free(path)) if here.numel() else free(path)
             tensors[name] = value.detach()
             return {"$tensor": name}
         if isinstance(value, dict):
@@ -57,7 +59,7 @@ def _refuse_keys(mapping: dict[Any, Any], path: str) -> None:
             )
 
 
-def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
+def unpack(plain: Any, tensors: Mapping[str, Any]) -> Any:
     """Put together again what `pack` split."""
     if not isinstance(plain, dict):
         return plain

@@ -2,24 +2,23 @@
 
 Order of a save: a temporary directory beside the final name, tensors, fsync, manifest last, one rename, fsync of the
 parent, opened again and compared with memory; only then do older checkpoints go, and only while two good ones stay.
+Of several ranks each writes and compares its share, and the first does the rest once all say that theirs is good.
 """
 
 import errno
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from trainwell import faults
 from trainwell.checkpoint.layout import (
     LEFT_BEHIND,
-    TENSORS,
+    MANIFEST,
     Manifest,
     candidates,
     directory_of,
@@ -28,9 +27,12 @@ from trainwell.checkpoint.layout import (
     sync_directory,
     write_manifest,
 )
-from trainwell.checkpoint.state import apart, describe, pack, same_bits, unpack
+from trainwell.checkpoint.shards import Share, compare_share, share, stored, write_share
+from trainwell.checkpoint.state import apart, unpack
+from trainwell.distributed.world import ALONE, World
 from trainwell.errors import StorageError
 
+_T = TypeVar("_T")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -48,60 +50,58 @@ class CheckpointStore:
 
     def save(self, step: int, state: Any, meta: dict[str, Any], protected: Collection[int] = ()) -> Path:
         """Write the checkpoint of state `step`, verify it, remove what retention no longer keeps; return its place."""
-        plain, tensors = pack(state)
-        final = self.write(step, plain, apart(tensors), meta)
+        mine = share(state, main=True)
+        final = self.write(step, replace(mine, tensors=apart(mine.tensors)), meta)
         self.retain(protected)
         return final
 
-    def write(self, step: int, plain: Any, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-        """Write and verify a state that is packed, its tensors on the CPU and each in memory of its own."""
+    def write(self, step: int, mine: Share, meta: dict[str, Any], world: World = ALONE) -> Path:
+        """Write and verify a state, its tensors on the CPU and each in memory of its own.
+
+        All ranks of `world` call it, each with its share, in a folder that all of them see. Where it fails on one, all
+        raise StorageError.
+        """
         final = directory_of(self.folder, step)
+
+        def tried(work: Callable[[], _T]) -> _T:
+            try:
+                return work()
+            except (OSError, SafetensorError) as error:
+                raise StorageError(f"{final} could not be written: {why(error)}") from error
+
+        beside = world.from_main(lambda: tried(lambda: self._begin(final)))
         try:
-            self._commit(final, Manifest(step, plain, describe(tensors), meta), tensors)
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{final} could not be written: {why(error)}") from error
+            own = world.together(lambda: tried(lambda: write_share(mine, beside, step, world.rank)))
+            manifest = Manifest(step, mine.plain, mine.about, meta)
+            files = dict(filter(None, world.collect(own)))
+            world.from_main(lambda: tried(lambda: self._commit(beside, final, manifest, files)))
+        finally:
+            if world.main:
+                shutil.rmtree(beside, ignore_errors=True)
+        faults.reach("ckpt.after_rename", step, world.rank)
+        try:
+            world.together(lambda: tried(lambda: compare_share(mine, final, world.rank)))
+        except StorageError:
+            if world.main:
+                final.rename(final.with_name(f"{final.name}.replaced-{secrets.token_hex(4)}"))
+            raise
         return final
 
-    def _commit(self, final: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
-        step = manifest.step
+    def _begin(self, final: Path) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         beside = final.with_name(f"{final.name}.tmp-{secrets.token_hex(4)}")
         beside.mkdir()
-        try:
-            faults.reach("ckpt.tmp_open", step)
-            save_file(tensors, beside / TENSORS)
-            if faults.armed("ckpt.mid_write", step):
-                os.truncate(beside / TENSORS, (beside / TENSORS).stat().st_size // 2)
-            faults.reach("ckpt.mid_write", step)
-            with (beside / TENSORS).open("rb+") as file:
-                os.fsync(file.fileno())
-            faults.reach("ckpt.before_manifest", step)
-            write_manifest(beside, manifest)
-            sync_directory(beside)
-            faults.reach("ckpt.before_rename", step)
-            if final.exists():
-                final.rename(final.with_name(f"{final.name}.replaced-{secrets.token_hex(4)}"))
-            beside.rename(final)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-        sync_directory(self.folder)
-        faults.reach("ckpt.after_rename", step)
-        try:
-            self._compare(final, tensors)
-        except (OSError, SafetensorError, StorageError):
-            final.rename(final.with_name(f"{final.name}.replaced-{secrets.token_hex(4)}"))
-            raise
+        return beside
 
-    def _compare(self, final: Path, tensors: dict[str, Tensor]) -> None:
-        """Raise StorageError unless a checkpoint reads back as what was in memory."""
-        read_manifest(final, verify_files=False)
-        for name, tensor in tensors.items():
-            with safe_open(final / TENSORS, "pt") as file:  # anew for each: what is read stays mapped until it closes
-                same = same_bits(tensor, file.get_tensor(name))
-            if not same:
-                raise StorageError(
-                    f"{final}: {name} reads back differently from what was written; the disk is not to be trusted"
-                )
+    def _commit(self, beside: Path, final: Path, manifest: Manifest, files: dict[str, Any]) -> None:
+        faults.reach("ckpt.before_manifest", manifest.step)
+        write_manifest(beside, manifest, files)
+        sync_directory(beside)
+        faults.reach("ckpt.before_rename", manifest.step)
+        if final.exists():
+            final.rename(final.with_name(f"{final.name}.replaced-{secrets.token_hex(4)}"))
+        beside.rename(final)
+        sync_directory(self.folder)
 
     def retain(self, protected: Collection[int] = ()) -> None:
         """Remove what retention no longer keeps, and what killed saves left; StorageError where that fails."""
@@ -117,7 +117,7 @@ class CheckpointStore:
             outdated = directory_of(self.folder, step)
             removed = outdated.with_name(f"{outdated.name}.removed-{secrets.token_hex(4)}")
             outdated.rename(removed)
-            (removed / TENSORS).unlink(missing_ok=True)
+            next(removed.glob("*.safetensors"), removed / MANIFEST).unlink(missing_ok=True)
             faults.reach("ckpt.mid_gc", step)
             shutil.rmtree(removed)
 
@@ -167,18 +167,25 @@ class CheckpointStore:
             return str(error)
         return None
 
-    def load(self, step: int) -> tuple[Any, dict[str, Any]]:
-        """State and meta of a checkpoint, verified; raise StorageError when it is missing or damaged.
+    def load(
+        self, step: int, *, verify: bool = True, on_disk: Callable[[str], bool] = lambda _name: False
+    ) -> tuple[Any, dict[str, Any]]:
+        """State and meta of a checkpoint; raise StorageError when it is missing or damaged.
 
-        The tensors are copies: the file may go or change while they are in use.
+        The tensors are copies: the file may go or change while they are in use. Those whose names `on_disk` picks
+        come as `Stored`, to be read later, by rows. Only where it was verified just now may `verify` be left out.
         """
-        self.verify(step)
+        if verify:
+            self.verify(step)
         directory = directory_of(self.folder, step)
         manifest = read_manifest(directory, verify_files=False)
         try:
-            tensors = {name: tensor.clone() for name, tensor in load_file(directory / TENSORS).items()}
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{directory}: {TENSORS} cannot be read ({error}); the checkpoint is damaged") from error
+            found = stored(directory, manifest.tensors)
+            tensors = {name: each if on_disk(name) else each.whole() for name, each in found.items()}
+        except (OSError, SafetensorError, ValueError) as error:
+            raise StorageError(
+                f"{directory}: its tensors cannot be read ({error}); the checkpoint is damaged"
+            ) from error
         return unpack(manifest.state, tensors), manifest.meta
 
     def newest(self, say: Callable[[str], None]) -> int | None:

@@ -1,4 +1,4 @@
-"""`trainwell show TARGET --gpus N --gpu NAME`: what a plan would take on many GPUs. Never imports torch."""
+"""`trainwell show TARGET --gpus N --gpu NAME`: what a plan would take on many GPUs. Only --calibrate imports torch."""
 
 from dataclasses import asdict
 from typing import Any, NamedTuple, get_args
@@ -7,7 +7,7 @@ from trainwell.cli.output import print_json, print_rich
 from trainwell.errors import ConfigError
 from trainwell.planning.assumed import assumptions
 from trainwell.planning.cluster import Cluster, advised, cluster, compare, hoffmann_flops, parts
-from trainwell.planning.hardware import GPUS, gpu_named
+from trainwell.planning.hardware import GPUS, THIS, gpu_named
 from trainwell.planning.resolve import Plan
 from trainwell.planning.sharding import Parallel
 
@@ -19,25 +19,37 @@ class Asked(NamedTuple):
     gpu: str | None
     parallel: object = None
     """As it was typed, which may be no way at all."""
+    calibrate: bool = False
+    """Whether steps are timed here first."""
 
     @property
     def anything(self) -> bool:
         """Whether an estimate is wanted at all."""
-        return self.gpus is not None or self.gpu is not None
+        return self.gpus is not None or self.gpu is not None or self.calibrate
 
 
 def refuse_unless_known(asked: Asked) -> None:
     """Raise ConfigError for what no plan could be estimated with, before one is made."""
     if asked.gpu is None:
-        raise ConfigError(f"--gpus {asked.gpus} of which kind? give --gpu NAME; known are {', '.join(GPUS)}")
-    gpu_named(asked.gpu)
+        typed = "--calibrate for" if asked.gpus is None else f"--gpus {asked.gpus} of"
+        raise ConfigError(f"{typed} which kind? give --gpu NAME; known are {', '.join(GPUS)}")
+    if asked.gpu != THIS:
+        gpu_named(asked.gpu)
+    elif not asked.calibrate:
+        raise ConfigError(f"--gpu {THIS} is this machine, of which only timing tells anything; add --calibrate")
     _way_named(asked.parallel)
 
 
 def show_estimate(plan: Plan, name: str, asked: Asked, json: bool) -> None:
     """Print what `plan` would take; one GPU where their number was not given."""
     refuse_unless_known(asked)
-    on = cluster(plan, gpu_named(asked.gpu or ""), 1 if asked.gpus is None else asked.gpus)
+    count = 1 if asked.gpus is None else asked.gpus
+    if asked.calibrate:
+        from trainwell.calibration import calibrated  # here, because it brings torch
+
+        on = calibrated(plan, asked.gpu or "", count)
+    else:
+        on = cluster(plan, gpu_named(asked.gpu or ""), count)
     only = _way_named(asked.parallel)
     if json:
         print_json(_facts(on, only))
@@ -79,6 +91,7 @@ def _facts(on: Cluster, only: Parallel | None) -> dict[str, Any]:
         "ways": [
             asdict(way) | {"fits": way.fits, "memory": asdict(way.memory) | {"total": way.memory.total}} for way in ways
         ],
+        "timed": None if on.timed is None else asdict(on.timed) | {"share_of_peak": on.share},
         "advised": None if best is None else best.parallel,
         "assumed": assumptions(on),
     }

@@ -133,6 +133,11 @@ def _end(error: Exception, run: Path, rank: int, stopped: Callable[[], bool]) ->
     """Say how this rank ends, unless another has said how all do; its exit code."""
     message, code = explained(error)
     lost = _lost_another(error)
+    if lost:
+        message = (
+            f"lost the other ranks ({_reason(error)}): a process, its machine or the network between them is gone; "
+            "the same command goes on from the newest checkpoint"
+        )
     with suppress(KeyboardInterrupt):  # asked to end before there was anything to save, which it is about to
         if lost:
             _wait_for_exit(run, _AFTER_LOST_S, stopped)
@@ -165,6 +170,13 @@ def _lost_another(error: Exception) -> bool:
     if isinstance(error, TrainwellError) or not isinstance(error, RuntimeError):
         return False
     return "gloo" in str(error) or type(error).__name__.startswith("Dist")
+
+
+def _reason(error: Exception) -> str:
+    """What gloo or torch says, without the place in its source: the last line that says where it was."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    said = [line.partition("] ")[2] for line in lines if "gloo" in line]
+    return next(filter(None, reversed(said)), lines[0])
 
 
 def _wait_for_exit(run: Path, seconds: float, stopped: Callable[[], bool]) -> None:

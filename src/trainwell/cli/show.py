@@ -1,4 +1,4 @@
-"""`trainwell show`: a recipe before it runs, a run during or after, a step of either. Never imports torch."""
+"""`trainwell show`: a recipe before it runs, a run, a step of either. Imports torch for --calibrate alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -43,7 +43,7 @@ def show(
     svg: Annotated[Path | None, Parameter(help="Draw rate and batch size into this SVG file.")] = None,
     gpus: Annotated[int | None, Parameter(help="Estimate what it takes on so many GPUs, with --gpu.")] = None,
     gpu: Annotated[str | None, Parameter(help="The kind of GPU to estimate for: h100-80gb, h200, l4 ...")] = None,
-    calibrate: Annotated[bool, Parameter(show=False, negative=())] = False,
+    calibrate: Annotated[bool, Parameter(help="Take and time a few steps on this machine first.", negative=())] = False,
     flags: Mapping[str, object],
 ) -> None:
     """Show TARGET: a recipe or config file before it runs, a run during or after, a step of either (runs/demo@1200)."""
@@ -73,14 +73,9 @@ def _asked(
     gpus: int | None, gpu: str | None, calibrate: bool, flags: Mapping[str, object]
 ) -> tuple[Asked, Mapping[str, object]]:
     """What is to be estimated, and the flags without --parallel, which then names a column and changes no plan."""
-    if calibrate:
-        raise ConfigError(
-            "--calibrate is not in this version: the estimate assumes a share of the GPU's peak, which it prints; "
-            "leave it out, and compare with the tokens a second of a short run"
-        )
-    if gpus is None and gpu is None:
-        return Asked(None, None), flags
-    asked = Asked(gpus, gpu, flags.get("parallel"))
+    asked = Asked(gpus, gpu, flags.get("parallel"), calibrate)
+    if not asked.anything:
+        return asked, flags
     refuse_unless_known(asked)
     return asked, {name: value for name, value in flags.items() if name != "parallel"}
 

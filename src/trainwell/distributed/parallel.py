@@ -1,11 +1,14 @@
 """How ranks share a model: every one has all of it (ddp), or a part of each tensor (fsdp). Torch's own engines.
 
+On several nodes fsdp is hybrid: each node has all of the model, and its ranks have parts.
+
 A loss is wrapped, and stays a loss; gradients end as the SUM over ranks of what each found, because the trainer divides
 by the targets of all of them. Knows no optimizer, no step and no configuration.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,12 +20,27 @@ How = Literal["none", "ddp", "fsdp"]
 
 _Loss = Callable[[nn.Module, Any], Any]
 
+_BYTES = 16
+"""Of a parameter: weight, gradient and both moments of AdamW, in float32."""
+_SHARE = 0.5
+"""So much of a rank's memory those may take; activations and what is gathered want the rest."""
+
+
+class Place(NamedTuple):
+    """Where a rank is, and what it has."""
+
+    local_rank: int
+    local_size: int
+    memory: int
+    """Bytes of its GPU; of a CPU it is not asked for, and is without bounds."""
+
 
 class Shared:
     """A loss of one model whose gradients are those of all ranks; of another model, or without gradients, as it was.
 
     With `ddp` the model stays as it is, and so do its names. With `fsdp` its parameters become DTensors, so this comes
-    before the optimizer is made: what each rank keeps of one are some of its rows.
+    before the optimizer is made: what each rank keeps of one are some of its rows. Ranks of several nodes share them
+    out within each node where `shards` says so. Made by all ranks together.
 
     Args:
         model: the model; all ranks start from the weights of rank 0. For fsdp it is made of `blocks`.
@@ -37,11 +55,13 @@ class Shared:
     ) -> None:
         self.eager = loss
         self.how = how
+        self.copies = 1
+        """How many nodes have all weights, with fsdp."""
         self._model = model
         self._engine: Any = None
         self._settled = world.size <= 2  # a sum of two has one order
         if how == "fsdp":
-            self._engine = _shard(model, world, autocast)
+            self._engine, self.copies = _shard(model, world, autocast)
         elif how == "ddp":
             self._engine = _replicate(model, loss)
 
@@ -123,7 +143,8 @@ def _replicate(model: nn.Module, loss: _Loss) -> Any:
     return engine
 
 
-def _shard(model: nn.Module, world: World, autocast: torch.dtype | None) -> Any:
+def _shard(model: nn.Module, world: World, autocast: torch.dtype | None) -> tuple[Any, int]:
+    """The model, sharded, and how many copies of its weights there are."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         FSDPModule,
@@ -141,7 +162,13 @@ def _shard(model: nn.Module, world: World, autocast: torch.dtype | None) -> Any:
     device = next(model.parameters()).device.type
     narrow = device == "cuda" and autocast == torch.bfloat16
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
-    mesh = init_device_mesh(device, (world.size,))
+    needed = _BYTES * sum(tensor.numel() for tensor in model.parameters())
+    here = shards(world.collect(Place(world.local_rank, world.local_size, _memory(device))), needed)
+    nodes = world.size // here
+    if nodes == 1:
+        mesh = init_device_mesh(device, (world.size,))
+    else:  # fully_shard takes the first dimension for copies
+        mesh = init_device_mesh(device, (nodes, here), mesh_dim_names=("nodes", "ranks"))
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     root = fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -151,7 +178,25 @@ def _shard(model: nn.Module, world: World, autocast: torch.dtype | None) -> Any:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    return root
+    return root, nodes
+
+
+def shards(places: Sequence[Place], needed: int) -> int:
+    """Into how many parts fsdp cuts the weights: one for each rank of a node, which has all of them, or for each rank.
+
+    Nodes have copies where all have as many ranks, several, numbered one node after another, and where a rank's part
+    of the `needed` bytes takes at most half of its memory. Then little has to travel between nodes.
+    """
+    size, here = len(places), max(1, places[0].local_size)
+    alike = all(place[:2] == (rank % here, here) for rank, place in enumerate(places))
+    fits = needed / here <= _SHARE * min(place.memory for place in places)
+    return here if alike and fits and 1 < here < size and size % here == 0 else size
+
+
+def _memory(device: str) -> int:
+    if device != "cuda":
+        return sys.maxsize
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
 
 
 def whole(tensor: Any) -> Any:
@@ -166,77 +211,88 @@ def local(tensor: Any) -> Any:
     return tensor if own is None else own()
 
 
+def is_sharded(tensor: Any) -> bool:
+    """Whether this rank has a part of a tensor, a DTensor, and not all of it."""
+    return hasattr(tensor, "device_mesh")
+
+
+def rows_here(tensor: Any) -> tuple[int, int]:
+    """Of a tensor in parts the rows that this rank has: from the first, up to the last and not with it.
+
+    FSDP2 cuts as torch.chunk does: as many rows for each rank, and for the last ones what is left, or none.
+    """
+    rows, place = tensor.shape[0], _sharded_along(tensor)
+    if place is None:
+        return 0, rows
+    chunk = -(-rows // tensor.device_mesh.size(place))
+    start = min(tensor.device_mesh.get_coordinate()[place] * chunk, rows)
+    return start, min(start + chunk, rows)
+
+
+def is_copy(tensor: Any) -> bool:
+    """Whether a rank before this one has the same rows, as in hybrid sharding."""
+    along = _sharded_along(tensor)
+    return any(place != 0 for axis, place in enumerate(tensor.device_mesh.get_coordinate()) if axis != along)
+
+
+def _sharded_along(tensor: Any) -> int | None:
+    """The axis of the mesh along which ranks have different rows."""
+    return next((axis for axis, placement in enumerate(tensor.placements) if placement.is_shard()), None)
+
+
 def norm_over_shards(norm: Tensor, of: Any) -> Tensor:
     """The L2 norm of tensors like `of`, given that of this rank's parts of them; collective where they are in parts."""
-    if not _is_sharded(of):
+    along = _sharded_along(of) if is_sharded(of) else None
+    if along is None:
         return norm
     squared = norm.double().square()
-    distributed.all_reduce(squared, group=of.device_mesh.get_group())
+    distributed.all_reduce(squared, group=of.device_mesh.get_group(along))
     return squared.sqrt().to(norm.dtype)
 
 
-def model_state(model: nn.Module) -> dict[str, Any]:
-    """A model's state_dict with every tensor whole, as one process would have it; collective where it is in parts."""
-    if not any(map(_is_sharded, model.parameters())):
-        return model.state_dict()
-    with torch.no_grad():  # a weight of two names is one object there, and gathered once
-        return _whole_everywhere(model.state_dict(keep_vars=True), {})  # type: ignore[no-any-return]
-
-
 def load_model_state(model: nn.Module, state: dict[str, Any]) -> None:
-    """Restore what `model_state` gave, on any number of ranks: each takes its part of the whole."""
-    if any(map(_is_sharded, model.parameters())):
-        own = model.state_dict()
-        state = {name: _part(value, own.get(name)) for name, value in state.items()}
-    model.load_state_dict(state)
+    """Restore a model's state_dict from whole tensors, or from what can be read of those on disk.
 
-
-def optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """An optimizer's state_dict with every tensor whole; collective where its parameters are in parts."""
-    state: dict[str, Any] = optimizer.state_dict()
-    if not any(map(_is_sharded, _parameters(optimizer))):
-        return state
-    return _whole_everywhere(state, {})  # type: ignore[no-any-return]
+    Where ranks have parts, each takes its own; the state may come of any number of ranks.
+    """
+    own = model.state_dict()
+    model.load_state_dict(_read({name: _part(value, own.get(name)) for name, value in state.items()}))
 
 
 def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Restore what `optimizer_state` gave, on any number of ranks."""
-    parameters = _parameters(optimizer)
-    if any(map(_is_sharded, parameters)):
+    """Restore an optimizer's state_dict, as `load_model_state` does."""
+    parameters = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    if any(map(is_sharded, parameters)):
         kept = {
             place: {key: _part(value, parameters[place]) for key, value in about.items()}
             for place, about in state["state"].items()
         }
         state = state | {"state": kept}
-    optimizer.load_state_dict(state)
-
-
-def _is_sharded(tensor: Any) -> bool:
-    return hasattr(tensor, "device_mesh")
-
-
-def _parameters(optimizer: Any) -> list[Tensor]:
-    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
-
-
-def _whole_everywhere(state: Any, seen: dict[int, Tensor]) -> Any:
-    """The state with tensors that are in parts gathered, to the CPU; `seen` are those that were."""
-    if isinstance(state, dict):
-        return {key: _whole_everywhere(value, seen) for key, value in state.items()}
-    if not isinstance(state, Tensor):
-        return state
-    if not _is_sharded(state):
-        return state.detach()
-    if id(state) not in seen:
-        seen[id(state)] = whole(state).detach().cpu()
-    return seen[id(state)]
+    optimizer.load_state_dict(_read(state))
 
 
 def _part(value: Any, like: Any) -> Any:
     """This rank's part of a whole tensor, cut as `like` is; where that is whole, or of another shape, the value."""
-    if not isinstance(value, Tensor) or not _is_sharded(like) or value.shape != like.shape:
+    if is_sharded(value) or not is_sharded(like) or getattr(value, "shape", None) != like.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
-    cut = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return cut.clone()  # in memory of its own, so that the whole can go
+    start, stop = rows_here(like)
+    mine = value.rows(start, stop) if _is_on_disk(value) else value[start:stop].clone()  # so that the whole can go
+    return DTensor.from_local(
+        mine.to(like.device), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def _read(state: Any) -> Any:
+    """A state with what lies on disk read."""
+    if isinstance(state, dict):
+        return {key: _read(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(_read, state))
+    return state.whole() if _is_on_disk(state) else state
+
+
+def _is_on_disk(value: Any) -> bool:
+    """Whether a value is a tensor that can be read, whole or by rows: a `checkpoint.shards.Stored`."""
+    return hasattr(value, "rows")

@@ -9,13 +9,14 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from trainwell.distributed.meeting import meeting_store
 from trainwell.errors import ConfigError, TrainwellError
 
 _T = TypeVar("_T")
@@ -45,6 +46,11 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    """Which of the ranks on this machine it is."""
+    local_size: int = 1
+    """How many ranks this machine has."""
+    channel: Any = field(default=None, repr=False, compare=False)
+    """A weak reference to the group for words; None for the one that all of a process share."""
 
     @property
     def main(self) -> bool:
@@ -66,7 +72,7 @@ class World:
         if self.size == 1:
             return [word]
         words: list[Any] = [None] * self.size
-        distributed.all_gather_object(words, word, group=_words())
+        distributed.all_gather_object(words, word, group=self._words())
         return words
 
     def from_main(self, make: Callable[[], _T]) -> _T:
@@ -78,16 +84,16 @@ class World:
         if self.size == 1:
             return make()
         if not self.main:
-            told = _broadcast(None)
+            told = self._broadcast(None)
             if isinstance(told, _Failure):
                 raise _rebuilt(told, 0)
             return told  # type: ignore[no-any-return]
         try:
             made = make()
         except Exception as error:
-            _broadcast(_failure(error))
+            self._broadcast(_failure(error))
             raise
-        return _broadcast(made)  # type: ignore[no-any-return]
+        return self._broadcast(made)  # type: ignore[no-any-return]
 
     def together(self, work: Callable[[], _T]) -> _T:
         """What `work` returns on this rank, once it has gone well on all of them.
@@ -110,18 +116,37 @@ class World:
     def barrier(self) -> None:
         """Wait until all ranks are here."""
         if self.size > 1:
-            distributed.barrier(group=_words())
+            distributed.barrier(group=self._words())
+
+    def beside(self) -> "World":
+        """The same ranks, with words that do not mix with these: for a thread beside the one that trains."""
+        if self.size == 1:
+            return self
+        return replace(self, channel=weakref.ref(_new_group()))
+
+    def _words(self) -> Any:
+        """The group for words."""
+        return _shared_words() if self.channel is None else self.channel()
+
+    def _broadcast(self, word: Any) -> Any:
+        words = [word]
+        distributed.broadcast_object_list(words, src=0, group=self._words(), device=torch.device("cpu"))
+        return words[0]
 
 
 ALONE = World()
 
 
 def current() -> World:
-    """This process in the group that it has joined; ALONE where it has joined none."""
+    """This process in the group that it has joined; ALONE where it has joined none.
+
+    Without LOCAL_RANK and LOCAL_WORLD_SIZE all ranks are on one machine. ConfigError where one is no number.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return ALONE
-    rank = distributed.get_rank()
-    return World(rank, distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)))
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    local_rank = _number(os.environ, "LOCAL_RANK", str(rank))
+    return World(rank, size, local_rank, _number(os.environ, "LOCAL_WORLD_SIZE", str(size)))
 
 
 @contextmanager
@@ -158,13 +183,14 @@ def _join(rank: int, size: int, *, on_gpu: bool) -> None:
                 f"{there} processes here, or give device cpu"
             )
         torch.cuda.set_device(local)
-    seconds = _number(os.environ, "TRAINWELL_TIMEOUT_S", str(TIMEOUT_S))
+    timeout = timedelta(seconds=_number(os.environ, "TRAINWELL_TIMEOUT_S", str(TIMEOUT_S)))
     try:
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # whichever suits where a tensor lies
+            store=meeting_store(rank, size, timeout),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=seconds),
+            timeout=timeout,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise TrainwellError(
@@ -188,21 +214,19 @@ _words_of: tuple[weakref.ref[Any], weakref.ref[Any]] | None = None
 """The default group, and the group for words beside it. Torch holds them: what were held here would outlive its end."""
 
 
-def _words() -> Any:
+def _shared_words() -> Any:
     """The group for words, made when the first is exchanged."""
     global _words_of
     default = distributed.group.WORLD
     group = _words_of[1]() if _words_of is not None and _words_of[0]() is default else None
     if group is None:
-        group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=_PATIENCE_S))
+        group = _new_group()
         _words_of = weakref.ref(default), weakref.ref(group)
     return group
 
 
-def _broadcast(word: Any) -> Any:
-    words = [word]
-    distributed.broadcast_object_list(words, src=0, group=_words(), device=torch.device("cpu"))
-    return words[0]
+def _new_group() -> Any:
+    return distributed.new_group(backend="gloo", timeout=timedelta(seconds=_PATIENCE_S))
 
 
 def _failure(error: Exception) -> _Failure:

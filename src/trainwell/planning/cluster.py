@@ -13,8 +13,8 @@ from trainwell.planning.hardware import MOST_GPUS, PER_NODE, Gpu, Network, bandw
 from trainwell.planning.memory import MemoryEstimate, Precision, memory, precision_of
 from trainwell.planning.model_size import count_parameters, flops_per_token, num_classes
 from trainwell.planning.resolve import Plan
-from trainwell.planning.sharding import Layout, Parallel, Traffic, layout, padded, traffic
-from trainwell.planning.speed import SMALLEST, UTILISATION
+from trainwell.planning.sharding import Layout, Parallel, Traffic, has_copies, layout, padded, traffic
+from trainwell.planning.speed import SMALLEST, UTILISATION, Timed
 
 NETWORKS: tuple[Network, ...] = ("link", "infiniband", "ethernet")
 _FLOAT = 4
@@ -70,6 +70,8 @@ class Way:
     """The plan under one way to share the work."""
 
     parallel: Parallel
+    offered: bool
+    """Whether trainwell shares so here: on several nodes `--parallel fsdp` is either fsdp or hybrid."""
     micro_batch: int
     """Sequences at a time: as configured where they fit, else the most that do, else those nearest to fitting."""
     largest: int | None
@@ -85,7 +87,7 @@ class Way:
     seconds: dict[Network, float]
     """Those bytes on each network, hidden or not."""
     timing: dict[Network, Timing] | None
-    """By the network between nodes; None for a model too small to keep a GPU busy."""
+    """By the network between nodes; None where nothing was timed and the model is too small to keep a GPU busy."""
 
     @property
     def fits(self) -> bool:
@@ -100,6 +102,8 @@ class Cluster:
     plan: Plan
     gpu: Gpu
     count: int
+    timed: Timed | None = None
+    """What steps really took; without it `UTILISATION` is assumed."""
 
     @property
     def config(self) -> RunConfig:
@@ -144,6 +148,13 @@ class Cluster:
             )
         return peak
 
+    @property
+    def share(self) -> float:
+        """Of that peak, what a micro-batch reaches: as it was timed, else `UTILISATION`."""
+        if self.timed is None:
+            return UTILISATION
+        return self.flops * self.timed.micro_batch * self.plan.seq_len / (self.timed.passes * self.peak)
+
     def estimate(self, micro_batch: int) -> MemoryEstimate:
         """What one GPU alone would need."""
         labels = num_classes(self.config)
@@ -159,6 +170,11 @@ class Cluster:
             return ("ddp",)
         many: tuple[Parallel, ...] = ("ddp", "fsdp", "hybrid")
         return many if self.count > PER_NODE and self.count % PER_NODE == 0 else many[:2]
+
+    def offers(self, how: Parallel) -> bool:
+        """Whether trainwell shares so here: copies on several nodes where a GPU has room for its part of one."""
+        copies = "hybrid" in self.ways and has_copies(self.layout.total, PER_NODE, self.gpu.memory)
+        return how == "ddp" or (how == "hybrid") == copies
 
 
 def cluster(plan: Plan, gpu: Gpu, count: int) -> Cluster:
@@ -181,8 +197,8 @@ def compare(on: Cluster, only: Parallel | None = None) -> list[Way]:
 
 
 def advised(ways: Sequence[Way]) -> Way | None:
-    """The first that fits, in the order ddp, fsdp, hybrid: the simplest; None where none does."""
-    return next((way for way in ways if way.fits), None)
+    """The first that fits and is offered, ddp before the others: the simplest; None where none does."""
+    return next((way for way in ways if way.fits and way.offered), None)
 
 
 def with_recompute(on: Cluster) -> list[Way]:
@@ -191,7 +207,7 @@ def with_recompute(on: Cluster) -> list[Way]:
     if config.recompute:
         return []
     again = replace(on.plan, config=config.model_copy(update={"recompute": True}))
-    return [way for way in compare(replace(on, plan=again)) if way.fits]
+    return [way for way in compare(replace(on, plan=again)) if way.fits and way.offered]
 
 
 def hoffmann_flops(on: Cluster) -> int:
@@ -250,6 +266,7 @@ def _way(on: Cluster, how: Parallel) -> Way:
     networks = NETWORKS if on.count > PER_NODE else NETWORKS[:1]
     return Way(
         parallel=how,
+        offered=on.offers(how),
         micro_batch=size,
         largest=max(fitting, default=None),
         rounds=rounds,
@@ -259,7 +276,7 @@ def _way(on: Cluster, how: Parallel) -> Way:
         sent_bytes=sent.total(rounds),
         seconds={network: _on_the_way(on, how, sent, network).total(rounds) for network in networks},
         timing={network: _timing(on, how, size, sent, network) for network in networks}
-        if on.layout.total >= SMALLEST
+        if on.timed or on.layout.total >= SMALLEST
         else None,
     )
 
@@ -295,7 +312,7 @@ def _timing(on: Cluster, how: Parallel, micro_batch: int, sent: Traffic, network
     wire = _on_the_way(on, how, sent, network)
     forward, backward = _arithmetic(on, micro_batch)
     mine = on.layout.total if how == "ddp" else on.layout.padded(_shards(on, how))
-    update = _UPDATE * mine / on.gpu.memory_rate
+    update = on.timed.update * mine / on.layout.total if on.timed else _UPDATE * mine / on.gpu.memory_rate
     usual = max(forward, wire.forward) + max(backward, wire.backward)
     last = max(forward, wire.forward) + max(backward, wire.backward + wire.once)
 
@@ -320,8 +337,13 @@ def _timing(on: Cluster, how: Parallel, micro_batch: int, sent: Traffic, network
 def _arithmetic(on: Cluster, micro_batch: int) -> tuple[float, float]:
     """Seconds of a micro-batch forward and backward: the longer of its arithmetic and of what it moves in memory.
 
-    The backward pass has twice the arithmetic, and three times where blocks are computed again.
+    The backward pass has twice the arithmetic, and three times where blocks are computed again. Where both were timed
+    together they are that, in proportion to the sequences.
     """
+    if on.timed:
+        both = on.timed.passes * micro_batch / on.timed.micro_batch
+        forward = both / (4 if on.config.recompute else 3)
+        return forward, both - forward
     count = micro_batch * on.plan.seq_len
     estimate = on.estimate(micro_batch)
     forward = on.flops * count / 3 / (UTILISATION * on.peak)

@@ -22,6 +22,10 @@ LINE_SHARE = 0.8
 """Share of the rate on a data sheet that large transfers get, of memory and of links alike."""
 MEMORY_SHARE = 0.9
 """Share of a GPU's memory that training may take; the rest is the driver's, NCCL's, and holes between blocks."""
+_MEMORY_OFF = 0.15
+"""By so much a driver's figure may be off the data sheet's: the nearest kinds of one name differ by two."""
+THIS = "this"
+"""The name that asks for machines like the one that the command runs on."""
 MOST_GPUS = 2**20
 """GPUs up to which there is an estimate."""
 
@@ -42,6 +46,8 @@ class Gpu:
     """Bytes a second that it can send to the others of its node, in one direction."""
     link_name: str
     """NVLink, PCIe or Infinity Fabric."""
+    measured_peak: float | None = None
+    """FLOP/s of a product of matrices on this very machine, where no data sheet is gone by."""
 
     @property
     def memory_rate(self) -> float:
@@ -55,7 +61,13 @@ class Gpu:
 
     def peak(self, precision: str) -> float | None:
         """Dense FLOP/s in fp32, bf16 or fp16; None where it has no such arithmetic."""
-        return peak_flops(self.device, precision)
+        return self.measured_peak or peak_flops(self.device, precision)
+
+    def is_named(self, name: str, memory: int, precision: str) -> bool:
+        """Whether a device is of this kind, by the name and the bytes that its driver gives."""
+        known = peak_flops(name, precision)
+        alike = known is not None and known == peak_flops(self.device, precision)
+        return alike and self.device.split()[-1] in name and abs(memory / self.memory - 1) < _MEMORY_OFF
 
 
 def _gpu(name: str, device: str, memory: int, bandwidth: int, link: int, link_name: str = "NVLink") -> Gpu:
@@ -93,7 +105,9 @@ def gpu_named(name: str) -> Gpu:
     longer = [known for known in GPUS if name and known.startswith(name.lower())]
     near = longer or get_close_matches(name.lower(), GPUS, n=1)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ConfigError(f"--gpu {name} is not known; known are {', '.join(GPUS)}{meant}")
+    raise ConfigError(
+        f"--gpu {name} is not known; known are {', '.join(GPUS)}{meant}; this very machine is --gpu {THIS} --calibrate"
+    )
 
 
 def bandwidth(gpu: Gpu, count: int, network: Network) -> float:

@@ -14,6 +14,10 @@ Shape = tuple[int, int]
 """Rows of a tensor, and the numbers in each: FSDP2 cuts along the rows. A vector has rows of one number."""
 
 _FLOAT = 4
+_KEPT = 16
+"""Bytes of a parameter: weight, gradient and both moments, in float32."""
+_SHARE = 0.5
+"""Of a GPU's memory, what those may take for nodes to have copies."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ def held(shapes: Sequence[Shape], shards: int, rank: int) -> int:
         chunk = -(-rows // shards)
         found += max(0, min(chunk, rows - rank * chunk)) * per_row
     return found
+
+
+def has_copies(parameters: int, per_node: int, memory: int) -> bool:
+    """Whether `--parallel fsdp` gives each of several nodes all weights, in parts on GPUs of `memory` bytes."""
+    return _KEPT * parameters / per_node <= _SHARE * memory
 
 
 def traffic(model: Layout, how: Parallel, ranks: int, per_node: int, weight_size: int, trained: int) -> Traffic:

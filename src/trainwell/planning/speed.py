@@ -20,6 +20,22 @@ SMALLEST = 10_000_000
 
 
 @dataclass(frozen=True)
+class Timed:
+    """What a few real steps of a model took on one device; `calibration` takes them."""
+
+    device: str
+    """The chip's own name, and its threads where it is a CPU."""
+    steps: int
+    """So many were taken; the medians count."""
+    micro_batch: int
+    """Sequences of each."""
+    passes: float
+    """Seconds forward and backward."""
+    update: float
+    """Seconds to clip, and of the optimizer with all weights."""
+
+
+@dataclass(frozen=True)
 class Speed:
     """An estimate for one device."""
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from trainwell.planning.assumed import assumptions
 from trainwell.planning.cluster import Cluster, Way, advised, hoffmann_flops, parts, with_recompute
-from trainwell.planning.hardware import PER_NODE, Network
+from trainwell.planning.hardware import PER_NODE, THIS, Network
 from trainwell.planning.memory import in_bytes
 from trainwell.report.axes import FAINT, facts, heading
 from trainwell.runs.console import short_count, short_time
@@ -21,7 +21,7 @@ _PARTS = {
     "gradients": "gradients",
     "optimizer": "optimizer",
     "copies": "weights in 16 bits",
-    "gathered": "gathered for a while",
+    "gathered": "gathered weights",
     "activations": "activations",
     "logits": "head and loss",
 }
@@ -32,7 +32,7 @@ def show_cluster(on: Cluster, ways: Sequence[Way], name: str) -> RenderableType:
     """The whole page."""
     best = advised(ways)
     return Group(
-        *heading(f"{name} on {on.count:,} x {on.gpu.name}", "Closed formulas: nothing was built, sent or timed."),
+        *heading(f"{name} on {on.count:,} x {_kind(on)}", _about(on)),
         _size(on),
         Text(),
         _side_by_side(on, ways, best),
@@ -41,6 +41,16 @@ def show_cluster(on: Cluster, ways: Sequence[Way], name: str) -> RenderableType:
         Text("\nassumed", "bold"),
         _assumed(on),
     )
+
+
+def _kind(on: Cluster) -> str:
+    return "this machine" if on.gpu.name == THIS else on.gpu.name
+
+
+def _about(on: Cluster) -> str:
+    if on.timed is None:
+        return "Closed formulas: nothing was built, sent or timed."
+    return "Closed formulas, and a few steps of the model that were timed here; nothing was sent."
 
 
 def _assumed(on: Cluster) -> Table:
@@ -65,7 +75,8 @@ def _size(on: Cluster) -> Table:
     table.add_row("model", f"{count['total']:,} parameters: {', '.join(listed)}")
     table.add_row("a step", f"{plan.batch.batch_size:,} x {plan.seq_len:,} = {step:,} tokens{full}")
     table.add_row(
-        "", f"{_power(on.flops * step)} FLOPs as 6N + 12LHDT, {_power(hoffmann_flops(on) * step)} as Hoffmann et al."
+        "",
+        f"{_power(on.flops * step)} FLOPs as 6N + 12LHDT, {_power(hoffmann_flops(on) * step)} as Hoffmann et al. count",
     )
     table.add_row(
         "the run", f"{plan.num_steps:,} steps, {short_count(tokens)} tokens, {_power(on.flops * tokens)} FLOPs"
@@ -76,7 +87,7 @@ def _size(on: Cluster) -> Table:
 
 def _side_by_side(on: Cluster, ways: Sequence[Way], best: Way | None) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column("on each GPU", style=FAINT, no_wrap=True)
+    table.add_column("on each machine" if on.gpu.name == THIS else "on each GPU", style=FAINT, no_wrap=True)
     for way in ways:
         title = "alone" if on.count == 1 else way.parallel
         table.add_column(title, justify="right", no_wrap=True, style="bold" if way is best else "")
@@ -85,7 +96,7 @@ def _side_by_side(on: Cluster, ways: Sequence[Way], best: Way | None) -> Table:
         table.add_row(what, *map(value, ways), style=style)
 
     row("micro-batch", lambda way: f"{way.micro_batch:,}")
-    row("of them in a step", lambda way: f"{way.rounds:,}" if way.busy == 1 else f"{way.rounds:,}, {way.busy:.0%} full")
+    row("micro-batches in a step", _rounds)
     for part, what in _PARTS.items():
         if any(getattr(way.memory, part) for way in ways):
             row(f"  {what}", lambda way, part=part: _size_of(getattr(way.memory, part)))  # type: ignore[misc]
@@ -106,12 +117,17 @@ def _times(on: Cluster, row: Callable[[str, Callable[[Way], str]], None]) -> Non
     usual = usual_network(on)
     row("a step", lambda way: _timed(way, usual, "step"))
     row("  computing", lambda way: _timed(way, usual, "computing"))
-    row("  waiting for bytes", lambda way: _timed(way, usual, "waiting"))
+    if on.count > 1:
+        row("  waiting for the network", lambda way: _timed(way, usual, "waiting"))
     row("  update", lambda way: _timed(way, usual, "update"))
     if on.count > PER_NODE:
         row("a step over Ethernet", lambda way: _timed(way, "ethernet", "step"))
     row("tokens a second, all", lambda way: _timed(way, usual, "tokens_per_second"))
     row("the run", lambda way: _timed(way, usual, "run"))
+
+
+def _rounds(way: Way) -> str:
+    return f"{way.rounds:,}" if way.busy == 1 else f"{way.rounds:,}, {way.busy:.0%} full"
 
 
 def usual_network(on: Cluster) -> Network:
@@ -130,7 +146,8 @@ def _timed(way: Way, network: Network, what: str) -> str:
 
 
 def _power(value: float) -> str:
-    return f"{value:.3g}".replace("e+", "e")
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def _size_of(count: int) -> str:
@@ -169,4 +186,11 @@ def _verdict(on: Cluster, ways: Sequence[Way], best: Way | None) -> Text:
     took = _timed(best, network, "run")
     time = "too small a model to say how long it takes" if took == _NOTHING else f"{took} for the run"
     how = "It fits on one GPU" if on.count == 1 else f"It fits with {best.parallel}"
-    return Text(f"{how}, micro-batches of {best.micro_batch}: {time}.", "green")
+    return Text(f"{how}, micro-batches of {best.micro_batch}: {time}.{_more(best)}", "green")
+
+
+def _more(best: Way) -> str:
+    """Where a larger micro-batch would fit and be worth a try."""
+    if best.largest is None or best.largest <= best.micro_batch:
+        return ""
+    return f" Up to {best.largest} would fit (--micro-batch)."
