@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -297,14 +298,16 @@ def test_train_with_restarts_survives_a_kill_and_reaches_the_same_bits(tmp_path:
     with begin("kept", "--restarts", "3", "--log.every", "1", "--sample.prompt=--a b") as kept:
         assert kept.stdout is not None
         for line in kept.stdout:
-            if line.startswith("step ") and int(line.split()[1]) >= 25:
+            late = line.startswith("step ") and int(line.split()[1]) >= 25
+            if late and saved_steps(tmp_path / "kept" / "checkpoints"):  # in the background, so maybe later than 20
                 break
         (child,) = of_group(kept.pid)
         os.kill(child, signal.SIGKILL)
         out, err = kept.communicate(timeout=120)
     assert kept.returncode == 0, err
-    assert err == "trainwell: killed by SIGKILL; restart 1 of 3 in 1 s, from step 20\n"
-    assert "continuing kept from step 20 of 60" in out
+    told = re.fullmatch(r"trainwell: killed by SIGKILL; restart 1 of 3 in 1 s, from step (20|40)\n", err)
+    assert told, err
+    assert f"continuing kept from step {told[1]} of 60" in out
     with begin("straight") as straight:
         _, err = straight.communicate(timeout=120)
     assert straight.returncode == 0, err

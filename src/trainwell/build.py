@@ -101,7 +101,7 @@ def open_run(path: str | Path, *, weights_alone: bool = False, **parts: Any) -> 
     start = Start(config, run_dir)
     refuse_missing_parts(config, given)
     unread = weights_alone and given.data is None
-    run = assemble(start, given, recorded(config, run_dir) if unread else _data_of_run(start, given), world=ALONE)
+    run = assemble(start, given, recorded(config, run_dir) if unread else _data_of_run(start, given))
     number = find_step(run.run_dir, "last" if step is None else step)
     load_trainer(run.trainer, run.store.load(number)[0]["trainer"], f"{name}@{number}")
     return run
@@ -125,13 +125,11 @@ def _parts_and_keys(given: Given, keys: Mapping[str, Any]) -> tuple[Given, dict[
     return replace(given, **nothing), {**keys, **sections}
 
 
-def assemble(start: Start, given: Given, data: Data | None = None, *, world: World | None = None) -> Run:
+def assemble(start: Start, given: Given, data: Data | None = None, *, world: World = ALONE) -> Run:
     """Put a run together: everything that can be wrong with it is found before the model is made.
 
-    In a `world` of several ranks, which is the one that this process has joined where none is given, all of them call
-    this, and all raise where one does.
+    In a `world` of several ranks all of them call this, and all raise where one does.
     """
-    world = current() if world is None else world
     refuse_missing_parts(start.config, given)
     data = data or world.together(lambda: data_from(start.config, given))
     config, asked = data.config, str(data.config.duration)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from trainwell.build import assemble
 from trainwell.config.tree import BatchRampConfig, RunConfig
 from trainwell.config.values import Duration
-from trainwell.distributed.world import ALONE
 from trainwell.errors import ConfigError
 from trainwell.given import Given
 from trainwell.planning.cluster import Cluster, advised, cluster, compare, device_memory
@@ -151,7 +150,7 @@ def _timed(on: Cluster, settings: Settings) -> Timed:
     size = _micro_batch(on, settings.device == "cpu")
     config = _one_micro_batch(on.plan, on.vocab_size, size)
     given = Given(data=_Drawn(on.vocab_size, on.plan.seq_len))
-    run = assemble(Start(config, RunDir(Path(config.name))), given, world=ALONE)
+    run = assemble(Start(config, RunDir(Path(config.name))), given)
     try:
         passes, updates = _steps(run)
     except torch.OutOfMemoryError as error:

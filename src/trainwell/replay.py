@@ -19,7 +19,6 @@ from trainwell.checkpoint.layout import candidates
 from trainwell.checkpoint.store import CheckpointStore
 from trainwell.config.load import load_recorded
 from trainwell.data.batches import Stream
-from trainwell.distributed.world import ALONE
 from trainwell.errors import CheckError, ConfigError, DataError, StorageError
 from trainwell.fit import deterministic
 from trainwell.given import PARTS, Data, Given, data_from, refuse_missing_parts, template_in
@@ -109,7 +108,7 @@ def _open(run_dir: RunDir, given: Given, flags: Mapping[str, Any]) -> Run:
             "Give examples with len(d) and d[i]"
         )
     _refuse_other_data(run_dir, data)
-    return assemble(start, given, replace(data, template=template_in(run_dir) or data.template), world=ALONE)
+    return assemble(start, given, replace(data, template=template_in(run_dir) or data.template))
 
 
 def _refuse_other_data(run_dir: RunDir, data: Data) -> None:

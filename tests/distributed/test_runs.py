@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from trainwell.checkpoint.layout import directory_of, read_manifest, saved_steps
 from trainwell.distributed.local import run_distributed
@@ -118,10 +120,13 @@ def assert_same(first: Path, second: Path, *, steps: int = 12) -> None:
             assert one[key] == pytest.approx(other[key], rel=close, nan_ok=True), (one["step"], key)
 
 
-def tensors_of(folder: Path) -> dict[str, bytes]:
-    """The newest state, as it lies on disk: by the names of its files."""
-    step = saved_steps(folder / "checkpoints")[-1]
-    return {path.name: path.read_bytes() for path in directory_of(folder / "checkpoints", step).glob("*.safetensors")}
+def tensors_of(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """The newest state, as it lies on disk: by file, the bits of each tensor; what else a header says has no order."""
+    directory = directory_of(folder / "checkpoints", saved_steps(folder / "checkpoints")[-1])
+    return {
+        path.name: {name: tensor.flatten().view(torch.uint8).tolist() for name, tensor in load_file(path).items()}
+        for path in directory.glob("*.safetensors")
+    }
 
 
 @pytest.mark.slow

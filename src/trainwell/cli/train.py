@@ -256,6 +256,7 @@ def _print_summary(start: Start, store: Store | None) -> None:
 
 def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping: Stopping, *, profile: bool) -> None:
     from trainwell.build import assemble
+    from trainwell.distributed.world import current
     from trainwell.fit import fit
     from trainwell.given import Given, prepared
     from trainwell.profiling import fit_profiled
@@ -263,7 +264,8 @@ def _train(start: Start, given: Mapping[str, Any], store: Store | None, stopping
     run = None
     try:
         made = Given(**given)
-        run = assemble(start, made, None if store is None else prepared(start.config, store, made.val))
+        data = None if store is None else prepared(start.config, store, made.val)
+        run = assemble(start, made, data, world=current())
         stopping.spare(run)
         (fit_profiled if profile else fit)(run)
         run.world.barrier()  # a rank that ends early would have the others asked to end too

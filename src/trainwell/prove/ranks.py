@@ -1,8 +1,8 @@
 """The proof that two ranks equal one: two processes share the micro-batches of a step and add up what they found.
 
-Training itself is one process so far, so the addition is made here, as several ranks will have to make it. What is
-proved is the division of labour: which micro-batches a rank takes, that indices and dropout do not depend on their
-number, and that the sum, divided by the number of targets of all ranks, is the gradient of the batch.
+The addition is made here, in the plainest way, so that it holds of any loop, one that knows nothing of ranks included.
+What is proved is the division of labour: which micro-batches a rank takes, that indices and dropout do not depend on
+their number, and that the sum, divided by the number of targets of all ranks, is the gradient of the batch.
 """
 
 from collections.abc import Sequence

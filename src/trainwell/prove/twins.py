@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from trainwell.config.values import Duration
 from trainwell.data.batches import Stream
 from trainwell.data.prepare import StoreInfo
 from trainwell.data.tasks import Store, open_data
-from trainwell.distributed.world import ALONE
 from trainwell.errors import ConfigError
 from trainwell.given import Data, Given, data_from, prepared, refuse_missing_parts
 from trainwell.planning.resolve import NeedsTimingError, Plan, resolve
@@ -146,7 +144,7 @@ def settle(start: Start, given: Given, *, small: bool, make: Make | None, folder
         changed(config, decided),
         given,
         settings,
-        make or partial(assemble, world=ALONE),
+        make or assemble,
         folder,
         tuple(notes),
         info,
