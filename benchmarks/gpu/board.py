@@ -5,11 +5,11 @@ import gc
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from benchmarks.gpu import ceilings, checks, kernels
+from benchmarks.gpu import ceilings, checks, engines, estimates, kernels
 from benchmarks.gpu.ours import AS_IS, OURS, Case, How, ours
 from benchmarks.gpu.peers import lightning_trainer, transformers_trainer
 from benchmarks.gpu.plain import RAW, plain_gpt, raw_loop
@@ -18,7 +18,16 @@ from benchmarks.gpu.shapes import GPT2_124M, GPT2_350M, PEAK_TFLOPS, TINY, TINY_
 from benchmarks.gpu.timing import Contender, MissingError, finish, race, warm_up
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-BUDGETS_S = {"ceilings": 15, "124m": 215, "350m": 80, "variants": 85, "profile": 35, "parity": 20}
+BUDGETS_S = {
+    "ceilings": 15,
+    "124m": 215,
+    "350m": 80,
+    "variants": 85,
+    "profile": 35,
+    "parity": 20,
+    "engines": 90,
+    "estimates": 150,
+}
 """What each section may use; what one leaves over is the next one's."""
 
 PEERS: tuple[Callable[[Case], Contender], ...] = (plain_gpt, lightning_trainer, transformers_trainer)
@@ -123,6 +132,32 @@ def run_variants(bench: Bench) -> None:
     compete(
         bench, case, f"{shape.name}, {case.micro_batch} x {shape.seq_len}", [(base, _variant(base, AS_IS)), *others]
     )
+
+
+def run_engines(bench: Bench) -> None:
+    """Ddp and fsdp around our own step, beside that step."""
+    shape = TINY if bench.small else GPT2_124M
+    case = Case(shape, shape.micro_batches[0], bench.device, bench.compiled)
+    usual, bench.steps = bench.steps, max(bench.steps, 4 if bench.small else engines.STEPS)
+    races = [(compiled, each) for compiled in {bench.compiled, False} for each in engines.RACES[compiled]]
+    with engines.group_of_one(bench.device):
+        for compiled, makers in sorted(races, key=lambda race: not race[0]):
+            finished = compete(bench, replace(case, compiled=compiled), f"{shape.name}, a group of one", makers)
+            for line in engines.verdicts(finished):
+                bench.report.say(line)
+    bench.steps = usual
+
+
+def run_estimates(bench: Bench) -> None:
+    """What `show --gpus` says of memory, beside what real steps take; and their speed."""
+    plans = estimates.SMALL if bench.small else estimates.PLANS
+    rows = list[tuple[str | float | None, ...]]()
+    for plan in plans:
+        if bench.time_for(plan.name, plan.seconds):
+            bench.attempt(plan.name, lambda plan=plan: rows.append(estimates.measured(plan, bench.device)))  # type: ignore[misc]
+        bench.tidy()
+    if rows:
+        bench.report.rows(estimates.HEADER, rows)
 
 
 def _variant(name: str, how: How) -> Callable[[Case], Contender]:
@@ -230,7 +265,12 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "variants": ("Variants of ours", run_variants),
     "profile": ("Where a step's time goes", run_profile),
     "parity": ("The same on a CPU", run_parity),
+    "engines": ("The engines for several GPUs, on one", run_engines),
+    "estimates": ("Memory estimated and measured", run_estimates),
 }
+
+ASKED_FOR = ("engines", "estimates")
+"""Sections that are run where they are named: with all, one call would take longer than eight minutes."""
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -238,7 +278,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny models and few steps: does it run")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a GPU")
-    parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS), metavar="SECTION")
+    usual = [name for name in SECTIONS if name not in ASKED_FOR]
+    parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), default=usual, metavar="SECTION")
     parser.add_argument("--budget", type=float, default=450.0, help="seconds for all sections; default 450")
     parser.add_argument("--steps", type=int, default=None, help="timed steps of each contender; default 20")
     parser.add_argument("--out", type=Path, default=None, help="folder; default $OUT or benchmarks/results")

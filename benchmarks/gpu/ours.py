@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainwell.compiling import CompiledLoss
 from trainwell.data.batches import Batches, MicroBatch, Prefetch, Windows
-from trainwell.fitting import logits_at_once
+from trainwell.distributed.parallel import Shared
+from trainwell.distributed.world import ALONE
+from trainwell.fitting import chunk_on
 from trainwell.model.attention import preferring
 from trainwell.model.gpt2 import GPT2, init_gpt2
 from trainwell.model.loss import head_loss, token_loss
@@ -80,8 +83,9 @@ class Case:
 class How:
     """A variant of ours."""
 
-    loss: Literal["fused", "whole", "chunked", "linear"] = "fused"
-    """In the compiled graph `head_loss`, or cross-entropy; behind a compiled body `head_loss`, or torch's operation."""
+    loss: Literal["fused", "whole", "chunked", "blocks", "linear"] = "fused"
+    """In the compiled graph `head_loss`, or cross-entropy; behind a compiled body, or compiled blocks, `head_loss`; or
+    behind a compiled body torch's operation."""
     weights: Literal["autocast", "master"] = "autocast"
     """fp32 weights under bf16 autocast, or bf16 weights with fp32 masters."""
     mode: str | None = None
@@ -92,6 +96,8 @@ class How:
     """Blocks keep their inputs alone, and are computed again in the backward pass."""
     narrow: bool = True
     """The residual path in bf16."""
+    engine: Literal["none", "ddp", "fsdp"] = "none"
+    """What wraps the loss, in a process group of one."""
 
 
 AS_IS = How()
@@ -178,8 +184,11 @@ def loss_of(model: GPT2, case: Case, how: How) -> Callable[[Any, MicroBatch], An
             return function
         return torch.compile(function, dynamic=False, fullgraph=True, mode=how.mode)
 
+    at_once = partial(head_loss, chunk=chunk_on(case.device))
+    if how.loss == "blocks":
+        return CompiledLoss(at_once, model, "blocks", one_graph=False) if case.compiled else at_once
     if how.loss in {"whole", "fused"}:
-        whole = compiled(token_loss if how.loss == "whole" else partial(head_loss, chunk=logits_at_once(case.device)))
+        whole = compiled(token_loss if how.loss == "whole" else at_once)
         return lambda _model, batch: whole(model, batch)
     if how.loss == "linear" and not hasattr(functional, "linear_cross_entropy"):
         raise MissingError(f"torch {torch.__version__} has no linear_cross_entropy")
@@ -192,6 +201,9 @@ def ours(case: Case, how: How = AS_IS, name: str = OURS) -> Contender:
     """A Trainer on this case; nothing reads its results, as in a run between two log lines."""
     model = make_model(case.shape, case.device)
     model.recompute, model.narrow = how.recompute, how.narrow
+    loss = loss_of(model, case, how)
+    if how.engine != "none":  # before the optimizer: fsdp leaves it other parameters
+        loss = Shared(model, loss, how.engine, ALONE, torch.bfloat16)
     optimizer = MasterWeights(model) if how.weights == "master" else adamw(parameter_groups(model.parameters(), DECAY))
     batches = Prefetch(case.batches())
     trainer = Trainer(
@@ -199,7 +211,7 @@ def ours(case: Case, how: How = AS_IS, name: str = OURS) -> Contender:
         optimizer,
         batches,
         schedules={"lr": rate},
-        loss=loss_of(model, case, how),
+        loss=loss,
         max_grad_norm=CLIP,
         seed=SEED,
         autocast=torch.bfloat16 if how.weights == "autocast" else None,

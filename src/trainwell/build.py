@@ -19,7 +19,7 @@ from trainwell.data.batches import Batches, MicroBatch, Prefetch, Stream, evalua
 from trainwell.distributed.parallel import Shared
 from trainwell.distributed.world import ALONE, World, current
 from trainwell.errors import ConfigError, DataError
-from trainwell.fitting import largest_micro_batch, logits_at_once, trial
+from trainwell.fitting import chunk_on, largest_micro_batch, trial
 from trainwell.given import PARTS, Data, Given, data_from, describe_custom, recorded, refuse_missing_parts, template_in
 from trainwell.model.loss import Loss
 from trainwell.models import load_weights
@@ -210,7 +210,7 @@ def _make(config: RunConfig, given: Given, data: Data, plan: Plan, settings: Set
         settings = replace(settings, fast=settings.fast.of_given_model(), dropout=False)
     if config.init_from is not None and fresh:
         load_weights(model, config.init_from, labels=data.labels)
-    chunk = logits_at_once(device) if own_model and in_chunks(config, plan.vocab_size or 0) else None
+    chunk = chunk_on(device) if own_model and in_chunks(config, plan.vocab_size or 0) else None
     loss = loss_of(config, given, data, chunk)
     one_graph = given.loss is None and (bool(data.labels) or chunk is None or settings.device == "cuda")
     return _Made(settings, model, loss, one_graph, describe_custom(given, model), fresh)
@@ -252,16 +252,20 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str, wo
         how = made.settings.parallel
         return loss if how == "none" else Shared(model, loss, how, world, made.settings.autocast)
 
+    def compiled() -> Loss:
+        if not settings.compile:
+            return made.loss
+        return _compiled(config, made, data, say=lambda line: run.console.message(line))
+
     # what fsdp leaves to a rank is what the optimizer is made of; all else wraps the loss as it is in the end
-    sharded = shared(made.loss) if settings.parallel == "fsdp" else None
+    loss = compiled() if settings.parallel == "fsdp" else made.loss
+    sharded = shared(loss) if settings.parallel == "fsdp" else None
     if isinstance(sharded, Shared) and sharded.copies > 1:
         notes.append(f"fsdp: each of {sharded.copies} nodes has all weights, in parts on its ranks")
     optimizer = optimizer_of(config, given, model, len(data.labels) or plan.vocab_size or 0, made.settings)
     if config.micro_batch == "auto" and fresh and settings.device == "cuda" and sharded is None:
         made = replace(made, settings=_fitted(config, given, data, plan, made, optimizer, world))
-    loss = made.loss
-    if settings.compile:
-        loss = _compiled(config, made, data, say=lambda line: run.console.message(line))
+    loss = loss if sharded else compiled()
     trainer = _trainer(config, given, data, plan, made, optimizer, sharded or shared(loss), world)
     learning = sum(tensor.numel() for tensor in trainer.parameters)
     run = Run(

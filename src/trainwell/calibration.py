@@ -97,6 +97,7 @@ def _of_this_machine(settings: Settings) -> Gpu:
         link=ETHERNET,
         link_name="Ethernet",
         measured_peak=_peak(settings),
+        runs_on=settings.device,
     )
 
 
@@ -202,9 +203,10 @@ def _steps(run: Run) -> tuple[list[float], list[float]]:
     trainer.batches = lambda _step: first  # data is got ready beside a step and takes none of its time
     trainer.model.train()
     with settings.fast.preferred():
-        started = time.perf_counter()
         for _ in range(_WARM_UP if settings.device != "cpu" or settings.compile else 1):
             trainer.take_step()
+        _wait(settings)
+        started = time.perf_counter()
         while len(passes) < _STEPS and (not passes or time.perf_counter() - started < _ENOUGH):
             _wait(settings)
             begin = time.perf_counter()

@@ -173,13 +173,12 @@ def _compile_blocks(model: Decoder, options: dict[str, Any]) -> Callable[[], Non
     A block keeps its weights and gets another class, so that a copy of the model is one of its own.
     """
     plain = type(model.blocks[0])
-    faster = _trained_faster(plain, torch.compile(plain.forward, **options))
+    faster: Any = _trained_faster(plain, torch.compile(plain.forward, **options))
     for block in model.blocks:
         block.__class__ = faster
 
     def undo() -> None:
-        for block in model.blocks:
-            block.__class__ = plain
+        faster.forward = plain.forward  # fsdp may have made another class of this one
 
     return undo
 

@@ -11,18 +11,18 @@ import torch
 
 from trainwell.data.batches import Batch, MicroBatch
 from trainwell.model.loss import CHUNK
+from trainwell.planning.hardware import logits_at_once
 from trainwell.trainer import Trainer
 
 MARGIN = 0.08
 """Share of a GPU's memory that a trial may not use: holes between blocks, kernels that choose other workspaces."""
 
 
-def logits_at_once(device: torch.device) -> int:
-    """Logits that go through the loss together: in 16 bits a sixteenth of a GPU's memory, elsewhere 128 MiB of them.
-
-    A GPU is fastest with many at a time, and a CPU with what its caches hold.
-    """
-    return torch.cuda.get_device_properties(device).total_memory // 32 if device.type == "cuda" else CHUNK
+def chunk_on(device: torch.device) -> int:
+    """Logits that go through the loss together on a device."""
+    if device.type != "cuda":
+        return CHUNK
+    return logits_at_once(torch.cuda.get_device_properties(device).total_memory)
 
 
 def largest_micro_batch(

@@ -33,7 +33,8 @@ def rehearse(run: "Run") -> None:
     Raises StorageError for a folder that cannot be written or cannot take what the run will save.
     """
     run.saver.prepare()
-    if isinstance(run.loss, CompiledLoss) and isinstance(run.batches, Prefetch):  # a stream's batch would be used up
+    # a stream's batch would be used up, and with fsdp a gradient travels as soon as it is there
+    if isinstance(run.loss, CompiledLoss) and isinstance(run.batches, Prefetch) and run.settings.parallel != "fsdp":
         run.loss.prepare(run.batches.source(run.trainer.step).micro_batches[0], run.settings.autocast)
     _save(run)
     if run.samples:

@@ -21,6 +21,7 @@ from trainwell.distributed.parallel import How
 from trainwell.distributed.world import ALONE, World
 from trainwell.errors import ConfigError, StorageError
 from trainwell.kernels import Kernels, choose
+from trainwell.planning.hardware import logits_at_once
 from trainwell.planning.memory import MemoryEstimate, Precision, memory
 from trainwell.planning.model_size import flops_per_token, num_classes
 from trainwell.planning.resolve import Plan
@@ -155,7 +156,7 @@ def decide(
             f"the run was on {before['device_name']} and continues on {name}: "
             "the next steps are no longer bitwise the same"
         )
-    compiled = _compile(config, plan, device, parallel, before)
+    compiled = _compile(config, plan, device, parallel, own_model, before)
     same = before and tuple(map(before.get, ("device", "precision", "compile", "kernels"))) == (
         device,
         precision,
@@ -316,26 +317,41 @@ def _parallel(
         return before["parallel"]  # type: ignore[no-any-return]
     if device != "cuda" or not own_model:
         return "ddp"
-    needed = memory(config, plan.vocab_size or 50304, plan.seq_len, 1, precision).total
+    needed = _memory(config, plan, device, precision, 1).total
     return "ddp" if needed <= torch.cuda.mem_get_info()[0] else "fsdp"
 
 
-def _compile(config: RunConfig, plan: Plan, device: str, parallel: How, before: dict[str, Any]) -> Compile:
+def _memory(config: RunConfig, plan: Plan, device: str, precision: Precision, size: int) -> MemoryEstimate:
+    """What micro-batches of `size` take here, compiled or not: eager ones take more."""
+    shape = config, plan.vocab_size or 50304, plan.seq_len, size, precision
+    if device != "cuda":
+        return memory(*shape)
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return memory(*shape, kind="cuda", chunk=logits_at_once(total))
+
+
+def _compile(
+    config: RunConfig, plan: Plan, device: str, parallel: How, own_model: bool, before: dict[str, Any]
+) -> Compile:
     if config.kernels == "reference":
         return False
     if config.compile == "max-autotune" and device != "cuda":
         raise ConfigError(
             f"compile: max-autotune races kernels of cuda, and this run is on {device}; give true, blocks or auto"
         )
-    if parallel == "fsdp" and config.compile not in {"auto", False}:
+    sharded = parallel == "fsdp"  # weights are gathered between blocks, which is no part of a graph
+    if sharded and (config.compile in {True, "max-autotune"} or (config.compile == "blocks" and not own_model)):
+        allowed = "blocks, false or auto" if own_model else "false or auto"
         raise ConfigError(
-            f"compile: {config.compile} does not go with parallel fsdp yet; give compile false, or parallel ddp"
+            f"compile: {config.compile} does not go with parallel fsdp; give compile {allowed}, or parallel ddp"
         )
-    if parallel == "fsdp":
-        return False
     if config.compile != "auto":
         return config.compile
-    return before["compile"] if "compile" in before else _pays(config, plan, device)
+    if sharded and not own_model:
+        return False
+    if before.get("parallel", parallel) == parallel and "compile" in before:
+        return before["compile"]  # type: ignore[no-any-return]
+    return _pays(config, plan, device) and ("blocks" if sharded else True)
 
 
 def _pays(config: RunConfig, plan: Plan, device: str) -> bool:
@@ -369,7 +385,7 @@ def _micro_batch(
         return min(asked, whole if config.model.dropout or not own_model else largest)
 
     def estimate(size: int) -> MemoryEstimate:
-        return memory(config, plan.vocab_size or 50304, plan.seq_len, size, precision)
+        return _memory(config, plan, device, precision, size)
 
     one = estimate(1)
     # on a CPU a few gigabytes are plenty: a larger micro-batch gains nothing there

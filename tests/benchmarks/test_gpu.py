@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.gpu import checks, kernels, report, shapes, timing
+from benchmarks.gpu import checks, estimates, kernels, report, shapes, timing
 from benchmarks.gpu.board import SECTIONS, Bench, compete, main, verdict
 from benchmarks.gpu.ours import Case, How, MasterWeights, make_model, ours
 from benchmarks.gpu.peers import Stepped
@@ -255,6 +255,16 @@ def test_fp32_is_within_the_tolerance_of_fp64() -> None:
     assert wide == pytest.approx(checks.losses(CPU, 5), abs=checks.TOLERANCE / 4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("target", "seq_len"), [("gpt2-124m", 1024), ("llama-1b", 2048)])
+def test_a_step_takes_the_memory_that_was_estimated_within_a_tenth(target: str, seq_len: int, compiled: bool) -> None:
+    plan = estimates.Plan(target, 8, compiled=compiled, steps=1, seq_len=seq_len, model={"num_layers": 6})
+    found = dict(zip(estimates.HEADER, estimates.measured(plan, torch.device("cuda")), strict=True))
+    assert found["estimated GB"] == pytest.approx(found["peak GB"], rel=0.1)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_command_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
@@ -269,14 +279,16 @@ class Blocked:
         if name.partition(".")[0] in {names!r}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Blocked())
-sys.argv = ["gpu", "--device", "cpu", "--small", "--out", {out!r}]
+sys.argv = ["gpu", "--device", "cpu", "--small", "--out", {out!r}, "--only", *{sections!r}]
 runpy.run_path({folder!r}, run_name="__main__")
 """
 
 
 @pytest.mark.slow
 def test_all_of_it_runs_on_a_cpu_with_torch_numpy_safetensors_and_tiktoken_alone(tmp_path: Path) -> None:
-    script = SCRIPT.format(names=BLOCKED.split(", "), out=str(tmp_path), folder=str(ROOT / "benchmarks" / "gpu"))
+    script = SCRIPT.format(
+        names=BLOCKED.split(", "), out=str(tmp_path), folder=str(ROOT / "benchmarks" / "gpu"), sections=[*SECTIONS]
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*.json")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from trainwell.config.load import load
 from trainwell.config.tree import RunConfig
 from trainwell.distributed.local import run_distributed
+from trainwell.planning.cluster import cluster, device_memory
+from trainwell.planning.hardware import gpu_named
 from trainwell.planning.memory import memory
+from trainwell.planning.resolve import resolve
 from trainwell.planning.sharding import Layout, layout, traffic
 
 ROOT = Path(__file__).parents[2]
@@ -238,3 +242,69 @@ def test_activations_of_a_run_on_a_cpu_are_what_was_estimated_within_ten_per_cen
     hidden.sum().backward()
     expected = memory(config, VOCABULARY, seq_len, 4, "fp32").activations
     assert expected == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+TRACKED = """
+import json
+import sys
+
+import torch
+from torch import distributed
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from trainwell.data.batches import MicroBatch
+from trainwell.model.gpt2 import GPT2
+from trainwell.model.loss import token_loss
+
+ranks, vocab, length, layers, width, size = json.loads(sys.argv[1])
+distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+model = GPT2(vocab_size=vocab, seq_len=length, num_layers=layers, num_heads=4, width=width)
+mesh = init_device_mesh("cpu", (ranks,))
+for block in model.blocks:
+    fully_shard(block, mesh=mesh)
+fully_shard(model, mesh=mesh)
+optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+ids = torch.randint(vocab, (size, length + 1))
+batch = MicroBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), 0)
+tracker = FSDPMemTracker(model, optimizer)
+for number in range(2):
+    if number:
+        tracker.reset_mod_stats()
+    with tracker:
+        token_loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+found = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+print(json.dumps({getattr(kind, "name", kind): size for kind, size in found.items()}))
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("vocab", "length", "layers", "width", "size", "most"),
+    [(5000, 128, 6, 256, 4, 1.1), (1000, 256, 8, 128, 2, 1.1), (300, 64, 6, 256, 2, 1.2)],
+    ids=["vocabulary", "activations", "weights"],
+)
+def test_memory_of_a_rank_of_fsdp_is_what_torch_tracks_and_at_most_as_much_more_as_is_gathered(
+    vocab: int, length: int, layers: int, width: int, size: int, most: float
+) -> None:
+    """The estimate counts what is gathered in a block beside what is kept when the backward pass begins."""
+    ranks = 8
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TRACKED, json.dumps([ranks, vocab, length, layers, width, size])],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    flags: dict[str, object] = {"precision": "fp32", "batch_size": ranks * size, "micro_batch": size}
+    flags |= {"data.seq_len": length, "model.num_layers": layers, "model.num_heads": 4, "model.width": width}
+    plan = resolve(load("demo", flags=flags | {"model.pad_vocab_to": vocab}))
+    expected = device_memory(cluster(plan, replace(gpu_named("h100-80gb"), runs_on="cpu"), ranks), "fsdp", size)
+    assert found["SHARDED_PARAM"] == expected.parameters
+    assert found["OPT"] == pytest.approx(expected.optimizer, rel=1e-3)  # and the number of its step in each tensor
+    assert found["Total"] <= expected.total <= most * found["Total"]

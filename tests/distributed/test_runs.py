@@ -151,6 +151,19 @@ def test_ranks_that_share_the_weights_do_too(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_blocks_between_which_weights_are_gathered_can_be_compiled(tmp_path: Path) -> None:
+    """In fp32 on a CPU compiled code rounds as eager code does, but for the order of a few sums."""
+    target, keys = keys_of("llama", tmp_path)
+    on(1, tmp_path / "one", target, keys)
+    on(2, tmp_path / "two", target, keys | {"parallel": "fsdp", "compile": "blocks"})
+    one, two = (records(tmp_path / name) for name in ("one", "two"))
+    assert json.loads((tmp_path / "two/env.json").read_text())["settings"]["compile"] == "blocks"
+    for key in ("train/loss", "val/loss"):
+        ours, theirs = ([row[key] for row in found.train + found.val if key in row] for found in (two, one))
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_saved_on_two_ranks_goes_on_with_one_and_with_three_and_back(parallel: str, tmp_path: Path) -> None:
     target, keys = keys_of("demo", tmp_path)

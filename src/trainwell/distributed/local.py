@@ -5,6 +5,7 @@ Knows processes and their end, no training. Torch is imported in the processes t
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 import traceback
@@ -17,6 +18,8 @@ from typing import Any
 
 _PATIENCE_S = 5.0
 """So long a process has to end by itself before it is killed."""
+_IMPORTED = ["torch", "torch.distributed.fsdp"]
+"""What takes seconds to import, and is done once for all processes."""
 
 
 class RankError(RuntimeError):
@@ -59,11 +62,13 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
 def _start(
     fn: Callable[..., Any], number: int, world_size: int, store: Path, args: Sequence[Any], timeout_s: float
 ) -> _Rank:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, and hang
+    # a fork of this process would inherit torch's threads, and hang; one of a server that only imports has none
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    context.set_forkserver_preload(_IMPORTED)
     ours, theirs = context.Pipe()
     process = context.Process(
         target=_rank,
-        args=(fn, number, world_size, str(store), theirs, args, timeout_s),
+        args=(dict(os.environ), theirs, fn, number, world_size, str(store), args, timeout_s),
         name=f"trainwell-rank-{number}",
         daemon=True,
     )
@@ -87,18 +92,12 @@ def _cannot_send(fn: Callable[..., Any], error: Exception) -> CannotSendError:
     )
 
 
-def _rank(
-    fn: Callable[..., Any],
-    rank: int,
-    world_size: int,
-    store: str,
-    pipe: Connection,
-    args: Sequence[Any],
-    timeout_s: float,
-) -> None:
-    """The life of one process: join the others, call, tell."""
+def _rank(environ: dict[str, str], pipe: Connection, *asked: Any) -> None:
+    """The life of one process: join the others, call, tell. The server's environment is that of an earlier moment."""
+    os.environ.clear()
+    os.environ.update(environ)
     try:
-        told = True, _joined(fn, rank, world_size, store, args, timeout_s)
+        told = True, _joined(*asked)
     except Exception:  # noqa: BLE001  whatever it was, the process that asked must hear of it
         told = False, traceback.format_exc()
     pipe.send(told)

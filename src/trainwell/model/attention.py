@@ -61,15 +61,15 @@ def place(ids: Tensor, cache: KVCache | None, documents: Tensor | None) -> tuple
     return index - starts, (mask & (index[:, None] >= index))[:, None]
 
 
-def normed(heads: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """Each vector of `heads` (..., D) over its root mean square, times the norm's weight (D,).
+def normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """Each vector of `x` (..., D) over its root mean square, times the norm's weight (D,).
 
-    With both normed, the product of a query and a key is at most D times their weights, however large the projections
+    The norm computes in its weight's type, under autocast too, since torch has no fused norm for two types; that of `x`
+    stays. Of queries and keys, both normed, a product is at most D times their weights, however large the projections
     grow, so that attention cannot saturate: Henry et al., 2020 (vectors of length 1), Dehghani et al., 2023 (layer
-    norms); as here Qwen3, and over all heads at once OLMo 2. The norm computes in its weight's type, under autocast
-    too; the type of `heads` stays.
+    norms); as here Qwen3, and over all heads at once OLMo 2.
     """
-    return norm(heads.type_as(norm.weight)).type_as(heads)  # type: ignore[no-any-return]
+    return norm(x.type_as(norm.weight)).type_as(x)  # type: ignore[no-any-return]
 
 
 def attend(

@@ -142,8 +142,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, rotation: Rotation) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.self_attn(self.input_layernorm(x), layer, cache, mask, rotation)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        x = x + self.self_attn(normed(x, self.input_layernorm), layer, cache, mask, rotation)
+        return x + self.mlp(normed(x, self.post_attention_layernorm))  # type: ignore[no-any-return]
 
 
 class Llama(Decoder):
@@ -225,7 +225,7 @@ class Llama(Decoder):
         positions, mask = place(ids, cache, documents)
         x = self.drop(self.embed_tokens(ids))
         rotation = Rotation.at(positions, self.rope.frequencies(self.head_dim, ids.device), x.dtype)
-        return self.norm(self.through_blocks(x, cache, mask, rotation))  # type: ignore[no-any-return]
+        return normed(self.through_blocks(x, cache, mask, rotation), self.norm)
 
 
 def init_llama_torch(model: Llama, generator: Generator) -> None:

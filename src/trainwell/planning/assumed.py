@@ -9,6 +9,7 @@ from trainwell.planning.memory import in_bytes
 from trainwell.planning.speed import Timed
 from trainwell.runs.console import short_count
 
+_KINDS = {"plain": "nothing is compiled", "cuda": "nothing is compiled", "compiled": "the model is compiled"}
 _LINE = f"{100 * LINE_SHARE:.0f} %"
 
 
@@ -28,7 +29,7 @@ def _of_a_gpu(on: Cluster) -> dict[str, str]:
         if on.timed
         else f"{peak}, for every model and GPU alike; never less time than its memory needs",
         "memory": f"{100 * MEMORY_SHARE:.0f} % of {in_bytes(gpu.memory)} may be used{rate}; weights, gradients and "
-        "moments are float32, attention is fused; counted when the backward pass begins",
+        f"moments are float32, attention is fused, {_KINDS[on.kind]}; counted when the backward pass begins",
     }
 
 

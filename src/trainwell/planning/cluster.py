@@ -9,8 +9,8 @@ from functools import cached_property
 
 from trainwell.config.tree import RunConfig
 from trainwell.errors import ConfigError
-from trainwell.planning.hardware import MOST_GPUS, PER_NODE, Gpu, Network, bandwidth, between_nodes
-from trainwell.planning.memory import MemoryEstimate, Precision, memory, precision_of
+from trainwell.planning.hardware import MOST_GPUS, PER_NODE, Gpu, Network, bandwidth, between_nodes, logits_at_once
+from trainwell.planning.memory import CHUNK, Kind, MemoryEstimate, Precision, memory, precision_of
 from trainwell.planning.model_size import count_parameters, flops_per_token, num_classes
 from trainwell.planning.resolve import Plan
 from trainwell.planning.sharding import Layout, Parallel, Traffic, has_copies, layout, padded, traffic
@@ -155,10 +155,26 @@ class Cluster:
             return UTILISATION
         return self.flops * self.timed.micro_batch * self.plan.seq_len / (self.timed.passes * self.peak)
 
+    @property
+    def kind(self) -> Kind:
+        """What computes a step; `compile: auto` is taken to compile, as it does for runs that are long enough."""
+        if self.gpu.runs_on != "cuda":
+            return "plain"
+        return "compiled" if self.config.compile is not False and self.config.kernels == "auto" else "cuda"
+
     def estimate(self, micro_batch: int) -> MemoryEstimate:
         """What one GPU alone would need."""
         labels = num_classes(self.config)
-        return memory(self.config, self.vocab_size, self.plan.seq_len, micro_batch, self.precision, num_labels=labels)
+        return memory(
+            self.config,
+            self.vocab_size,
+            self.plan.seq_len,
+            micro_batch,
+            self.precision,
+            num_labels=labels,
+            kind=self.kind,
+            chunk=logits_at_once(self.gpu.memory) if self.gpu.runs_on == "cuda" else CHUNK,
+        )
 
     @property
     def ways(self) -> tuple[Parallel, ...]:

@@ -48,6 +48,8 @@ class Gpu:
     """NVLink, PCIe or Infinity Fabric."""
     measured_peak: float | None = None
     """FLOP/s of a product of matrices on this very machine, where no data sheet is gone by."""
+    runs_on: str = "cuda"
+    """What torch calls such devices."""
 
     @property
     def memory_rate(self) -> float:
@@ -127,3 +129,11 @@ def between_nodes(network: Network, gpu: Gpu) -> float:
 
 def _out_of_a_node(network: Network) -> float:
     return ETHERNET if network == "ethernet" else PER_NODE * INFINIBAND
+
+
+def logits_at_once(memory: int) -> int:
+    """Logits that go through the loss together on a GPU of so many bytes: in 16 bits a sixteenth of them.
+
+    A GPU is fastest with many at a time, and a CPU with what its caches hold.
+    """
+    return memory // 32

@@ -7,10 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from trainwell.config.tree import ModelConfig, RunConfig
+from trainwell.planning.hardware import logits_at_once
 from trainwell.planning.model_size import count_parameters, num_classes
 from trainwell.planning.resolve import Plan
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Kind = Literal["plain", "cuda", "compiled"]
+"""What computes a step: torch's operations on a CPU; on a GPU, whose norms are fused; or there compiled as well."""
 
 _FLOAT = 4
 _LOGIT = 12
@@ -18,7 +21,9 @@ _LOGIT = 12
 _LOGIT_WITH_Z = 20
 """The same where the z-loss keeps the logits and their exponentials too."""
 CHUNK = 2**25
-"""Logits that `model.loss.head_loss` holds at a time."""
+"""Logits that `model.loss.head_loss` holds at a time on a CPU."""
+_SOME_GPU = 80 * 10**9
+"""Bytes of a GPU whose kind is not known."""
 LARGE_VOCABULARY = 4096
 """Entries from which on the loss of all logits at once costs more than it is worth."""
 
@@ -68,8 +73,12 @@ def memory(
     precision: Precision,
     *,
     num_labels: int | None = None,
+    kind: Kind = "plain",
+    chunk: int = CHUNK,
 ) -> MemoryEstimate:
     """Estimate what a step takes; `vocab_size` is the padded one, `num_labels` the classes of a classifier.
+
+    `chunk` are the logits that go through the loss at a time: of a GPU `logits_at_once`.
 
     Weights, gradients and moments are float32; bf16 and fp16 are autocast. Attention is assumed never to hold its T x T
     weights, as the fused kernels of GPUs (flash, memory-efficient) and of CPUs do not; a CPU does hold them where
@@ -91,8 +100,16 @@ def memory(
         gradients=_FLOAT * trained,
         optimizer=_FLOAT * (2 * trained - (hidden if config.optim.name == "muon" else 0)),
         copies=0 if precision == "fp32" else 2 * (hidden + head),
-        activations=tokens * activation_bytes(model, layers, precision != "fp32", recompute=config.recompute),
-        logits=_logits(config, tokens, outputs, num_labels is not None, precision != "fp32"),
+        activations=tokens
+        * activation_bytes(
+            model,
+            layers,
+            precision != "fp32",
+            recompute=config.recompute,
+            kind=kind,
+            narrow=kind != "plain" and precision == "bf16" and config.fast.residual != "fp32",
+        ),
+        logits=_logits(config, tokens, outputs, num_labels is not None, precision != "fp32", chunk),
     )
 
 
@@ -101,21 +118,29 @@ def in_chunks(config: RunConfig, vocab_size: int) -> bool:
     return config.kernels == "auto" and (vocab_size >= LARGE_VOCABULARY or config.task == "instruct")
 
 
-def _logits(config: RunConfig, tokens: int, outputs: int, classifier: bool, autocast: bool) -> int:
+def _logits(config: RunConfig, tokens: int, outputs: int, classifier: bool, autocast: bool, chunk: int) -> int:
     """All logits and their gradients; or what `head_loss` holds: chunks, the gradients of the head and its input.
 
-    Logits become their gradient in place, a few rows at a time; a GPU takes a chunk at once, and its logarithms.
+    Logits become their gradient in place, a few rows at a time.
     """
     logits, weights, size = tokens * outputs, outputs * config.model.width, 2 if autocast else _FLOAT
     if classifier or not in_chunks(config, outputs):
         return (_LOGIT_WITH_Z if config.optim.z_loss else _LOGIT) * logits
-    chunk = min(CHUNK, logits)
+    chunk = min(chunk, logits)
     # a chunk's logits while those before are still there as their gradient, and the head as a product lays it out
     held = size * (chunk + min(chunk, logits - chunk) + weights)
     return held + _FLOAT * (weights + tokens * config.model.width)
 
 
-def activation_bytes(model: ModelConfig, num_layers: int, autocast: bool, *, recompute: bool = False) -> int:
+def activation_bytes(
+    model: ModelConfig,
+    num_layers: int,
+    autocast: bool,
+    *,
+    recompute: bool = False,
+    kind: Kind = "plain",
+    narrow: bool = False,
+) -> int:
     """Bytes of a token that the backward pass through `num_layers` blocks and the final norm needs, fused attention.
 
     Each operation keeps its inputs (Korthikanti et al., 2022, section 4.1). With C the width, HD and KD all heads of
@@ -126,21 +151,26 @@ def activation_bytes(model: ModelConfig, num_layers: int, autocast: bool, *, rec
 
     llama has 2C, or 5C under autocast, which casts a norm's output once for each matrix that reads it; 2(H + K)D, and
     HD because rotated queries give a mixture that must be laid out anew; and 4M (gate, its SiLU, up, their product).
-    Its norms keep what they have divided, too, in float32, as those of queries and keys do. CUDA's fused norms do not,
-    and a compiled model keeps less in several places.
+    Its norms keep what they have divided, too, in float32, as those of queries and keys do. On CUDA they are fused and
+    do not, and with the residual path in 16 bits (`narrow`) a norm's output is in 16 bits at once: 2C again. A
+    `compiled` model has that one copy of a norm's output in any case, keeps what enters norms in the type of the
+    residual path, and multiplies gate and up once more on the way back: 3M.
 
-    With `recompute` a block keeps its input alone, 4C, and all else is there of one block at a time.
+    With `recompute` a block keeps its input alone, C numbers, and all else is there of one block at a time.
     """
     width, hidden, size = model.width, model.width_of_mlp, (2 if autocast else _FLOAT)
     queries, heads = model.num_heads * model.size_of_head, (model.num_heads + model.kv_heads) * model.size_of_head
+    entering = (2 if narrow else _FLOAT) * width
+    norm = entering if kind == "compiled" else _FLOAT * width
     if model.arch == "gpt2":
-        norm, inner = _FLOAT * width, 2 * width + 2 * heads + 2 * hidden
+        inner = 2 * width + 2 * heads + 2 * hidden
         inner += heads if model.qk_norm and autocast else 0  # cast copies, beside what queries and keys are cut from
     else:
-        norm, inner = 2 * _FLOAT * width, (5 if autocast else 2) * width + 2 * heads + queries + 4 * hidden
+        norm *= 2 if kind == "plain" else 1
+        casts = 5 if autocast and not narrow and kind != "compiled" else 2
+        inner = casts * width + 2 * heads + queries + (3 if kind == "compiled" else 4) * hidden
     per_block = size * inner + 2 * norm + (2 * _FLOAT * heads if model.qk_norm else 0)
     per_block += 2 * width if model.dropout else 0  # its masks
-    entering = _FLOAT * width
     kept = num_layers * entering + (per_block - entering) if recompute else num_layers * per_block
     return kept + norm + size * width
 
@@ -148,12 +178,14 @@ def activation_bytes(model: ModelConfig, num_layers: int, autocast: bool, *, rec
 def planned_memory(plan: Plan, further: int = 0) -> MemoryEstimate | None:
     """The estimate for a plan and `further` sequences in its micro-batch; None when the vocabulary is not known.
 
-    Where the configuration leaves them open, the micro-batch is one sequence, and the precision that of a GPU.
+    Where the configuration leaves them open, the micro-batch is one sequence, and the precision that of a GPU. In 16
+    bits it is a GPU that is reckoned with.
     """
     if plan.vocab_size is None:
         return None
     size, precision = micro_batch_of(plan) + further, precision_of(plan.config)
-    return memory(plan.config, plan.vocab_size, plan.seq_len, size, precision)
+    shape = plan.config, plan.vocab_size, plan.seq_len, size, precision
+    return memory(*shape) if precision == "fp32" else memory(*shape, kind="cuda", chunk=logits_at_once(_SOME_GPU))
 
 
 def saves_in_between(config: RunConfig) -> bool:
