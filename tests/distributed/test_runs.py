@@ -142,6 +142,16 @@ def test_two_ranks_train_and_record_what_one_process_does(kind: str, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_so_do_eight_of_which_some_have_no_work_in_a_step(parallel: str, tmp_path: Path) -> None:
+    target, keys = keys_of("uneven", tmp_path)
+    keys |= {"batch_size": 13, "micro_batch": 2}
+    on(1, tmp_path / "one", target, keys)
+    assert on(8, tmp_path / "eight", target, keys | {"parallel": parallel}) == [12] * 8
+    assert_same(tmp_path / "one", tmp_path / "eight")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["demo", "uneven", "book", "llama", "instruct", "classify"])
 def test_ranks_that_share_the_weights_do_too(kind: str, tmp_path: Path) -> None:
     target, keys = keys_of(kind, tmp_path)
