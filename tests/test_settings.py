@@ -22,6 +22,7 @@ from trainwell.planning.resolve import resolve
 from trainwell.runs.rundir import RunDir
 from trainwell.settings import (
     Settings,
+    _compile,
     _parallel,
     decide,
     decide_together,
@@ -199,6 +200,34 @@ def shared_as(parallel: str, before: dict[str, Any] | None = None, *, world: Wor
     how = _parallel(config, resolve(config), device, "fp32", world, own_model, before or {}, said.append)
     assert (said != []) == (world.size == 1 and parallel in {"ddp", "fsdp"})
     return how
+
+
+@pytest.mark.parametrize(
+    ("asked", "parallel", "before", "found"),
+    [
+        ("blocks", "fsdp", {}, "blocks"),
+        ("auto", "fsdp", {}, False),
+        ("auto", "fsdp", {"parallel": "fsdp", "compile": "blocks"}, "blocks"),
+        ("auto", "fsdp", {"parallel": "ddp", "compile": True}, False),
+        ("auto", "ddp", {"parallel": "fsdp", "compile": "blocks"}, False),
+        ("auto", "ddp", {"parallel": "none", "compile": True}, True),
+        ("auto", "none", {"compile": True}, True),
+    ],
+)
+def test_a_run_is_compiled_as_it_was_unless_its_weights_are_in_parts_now_or_no_longer(
+    asked: str, parallel: Any, before: dict[str, Any], found: bool | str
+) -> None:
+    config = load("demo", flags={"compile": asked})
+    assert _compile(config, resolve(config), "cpu", parallel, True, before) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "allowed"), [(True, True, "blocks, false or auto"), ("blocks", False, "false")]
+)
+def test_fsdp_compiles_no_more_than_blocks_of_our_own_models(asked: bool | str, own: bool, allowed: str) -> None:
+    config = load("demo", flags={"compile": asked})
+    with pytest.raises(ConfigError, match=f"compile: {asked} does not go with parallel fsdp; give compile {allowed}"):
+        _compile(config, resolve(config), "cpu", "fsdp", own, {})
 
 
 @pytest.mark.parametrize("parallel", ["auto", "none", "ddp", "fsdp"])

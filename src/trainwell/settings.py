@@ -349,7 +349,7 @@ def _compile(
         return config.compile
     if sharded and not own_model:
         return False
-    if before.get("parallel", parallel) == parallel and "compile" in before:
+    if "compile" in before and sharded == (before.get("parallel") == "fsdp"):
         return before["compile"]  # type: ignore[no-any-return]
     return _pays(config, plan, device) and ("blocks" if sharded else True)
 

@@ -170,6 +170,40 @@ def test_ddp_in_a_group_of_one_changes_no_bit() -> None:
     assert run_distributed(wrapped_alone, 1, "ddp") == [[True] * 4]
 
 
+def in_blocks(rank: int, world_size: int, fails: bool) -> tuple[list[Any], list[Any], int, list[str]]:
+    """Losses and norms of fsdp, then of fsdp with compiled blocks; how many graphs those were, and what was said."""
+    from trainwell.compiling import CompiledLoss
+    from trainwell.distributed.world import current
+    from trainwell.model.loss import head_loss
+
+    graphs, said = [], list[str]()
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        if fails:
+            raise RuntimeError("no compiler here")
+        graphs.append(graph)
+        return graph
+
+    plain, model = made("llama"), made("llama")
+    compiled = CompiledLoss(head_loss, model, "blocks", one_graph=False, say=said.append, backend=backend)
+    found = []
+    for each, loss in ((plain, head_loss), (model, compiled)):
+        trainer = trainer_of(each, "fsdp", current(), source(drawn([6] * 3), 2, current()), loss)
+        found.append([(float(step.loss), float(step.grad_norm)) for step in trainer.steps(3)])
+    return found[0], found[1], len(graphs), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [False, True])
+def test_blocks_of_fsdp_share_one_graph_and_train_as_without_also_where_none_can_be_made(fails: bool) -> None:
+    for plain, compiled, graphs, said in run_distributed(in_blocks, 2, fails):
+        assert compiled == plain
+        assert graphs == (0 if fails else 1)
+        assert [line.split(":")[0] for line in said] == fails * [
+            "torch could not compile the model, which is trained without"
+        ]
+
+
 def a_plain_loss_of_two(rank: int, world_size: int) -> None:
     from trainwell.distributed.world import current
     from trainwell.model.loss import token_loss
