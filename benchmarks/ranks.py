@@ -39,29 +39,16 @@ class Case(NamedTuple):
     """How many times it is one two two one: what takes milliseconds depends on what else the machine does."""
 
 
+_21M: dict[str, Any] = {
+    "micro_batch": 8,
+    "data": {"seq_len": 256},
+    "model": {"num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "width": 512},
+}
 CASES = {
     "demo": Case("demo", {}, 60, rounds=4),
     "llama-tiny": Case("llama-tiny", {}, 60, rounds=4),
-    "llama, 21M, 16 x 256": Case(
-        "llama-tiny",
-        {
-            "batch_size": 16,
-            "micro_batch": 8,
-            "data": {"seq_len": 256},
-            "model": {"num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "width": 512},
-        },
-        8,
-    ),
-    "llama, 21M, 64 x 256": Case(
-        "llama-tiny",
-        {
-            "batch_size": 64,
-            "micro_batch": 8,
-            "data": {"seq_len": 256},
-            "model": {"num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "width": 512},
-        },
-        3,
-    ),
+    "llama, 21M, 16 x 256": Case("llama-tiny", _21M | {"batch_size": 16}, 8),
+    "llama, 21M, 64 x 256": Case("llama-tiny", _21M | {"batch_size": 64}, 3),
     "gpt2-124m, 2 x 256": Case(
         "demo",
         {
