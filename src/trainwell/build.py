@@ -258,14 +258,13 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str, wo
         return _compiled(config, made, data, say=lambda line: run.console.message(line))
 
     # what fsdp leaves to a rank is what the optimizer is made of; all else wraps the loss as it is in the end
-    loss = compiled() if settings.parallel == "fsdp" else made.loss
-    sharded = shared(loss) if settings.parallel == "fsdp" else None
+    sharded = shared(compiled()) if settings.parallel == "fsdp" else None
     if isinstance(sharded, Shared) and sharded.copies > 1:
         notes.append(f"fsdp: each of {sharded.copies} nodes has all weights, in parts on its ranks")
     optimizer = optimizer_of(config, given, model, len(data.labels) or plan.vocab_size or 0, made.settings)
     if config.micro_batch == "auto" and fresh and settings.device == "cuda" and sharded is None:
         made = replace(made, settings=_fitted(config, given, data, plan, made, optimizer, world))
-    loss = loss if sharded else compiled()
+    loss = sharded.eager if isinstance(sharded, Shared) else compiled()
     trainer = _trainer(config, given, data, plan, made, optimizer, sharded or shared(loss), world)
     learning = sum(tensor.numel() for tensor in trainer.parameters)
     run = Run(
