@@ -155,7 +155,7 @@ def test_a_start_that_was_killed_before_the_folder_was_a_run_begins_again(build_
     assert json.loads((folder / "env.json").read_text())["settings"]["micro_batch"] == 2
     assert json.loads((folder / "tokenizer.json").read_text())
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
-        ".lock", "config.yaml", "env.json", "metrics.jsonl", "tokenizer.json"
+        ".lock", "config.yaml", "env.json", "metrics.jsonl", "starts.jsonl", "tokenizer.json"
     ]  # fmt: skip
 
 

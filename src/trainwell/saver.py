@@ -26,6 +26,7 @@ from trainwell.planning.memory import saves_in_between
 from trainwell.planning.target import mathematics
 from trainwell.runs.owner import Ownership
 from trainwell.runs.rundir import is_run
+from trainwell.runs.starts import note_start, this_start
 from trainwell.settings import environment, versions
 from trainwell.trainer import Trainer
 
@@ -82,7 +83,10 @@ def _with_settings(state: Any, own: Any) -> Any:
 
 
 def describe(run: "Run") -> None:
-    """Write what a run is: env.json, tokenizer and template once; config.yaml each time, last, for it makes the run."""
+    """Write what a run is: env.json, tokenizer and template once; config.yaml each time, for it makes the run.
+
+    Last a line that says where it begins or goes on.
+    """
     folder = run.run_dir
     try:
         if not is_run(folder.path):
@@ -101,6 +105,8 @@ def describe(run: "Run") -> None:
         unfinished = folder.path / ".config.yaml"
         write_synced(unfinished, to_yaml(run.config).encode())
         unfinished.replace(folder.config_yaml)
+        if run.trainer.step < run.num_steps:
+            note_start(folder.starts_jsonl, this_start(run.trainer.step, run.world.size))
     except OSError as error:
         raise StorageError(f"{folder.path} cannot be written: {error}; choose another folder with --run") from error
     if folder.remote is not None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainwell.report.columns import smoothed
 from trainwell.report.load import load_run
-from trainwell.report.plots import smoothed, write_plots
+from trainwell.report.plots import write_plots
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.rundir import RunDir
 

@@ -29,7 +29,7 @@ def test_pins_name_no_registry_and_no_build() -> None:
     text = (ROOT / "constraints.txt").read_text()
     assert "://" not in text
     assert "+" not in text
-    assert all(re.fullmatch(r"\d+(\.\d+)+(\.post\d+)?", version) for version in pins().values())
+    assert all(re.fullmatch(r"\d+(\.\d+)+((b|\.post)\d+)?", version) for version in pins().values())
 
 
 def test_every_decision_is_in_the_index() -> None:

@@ -5,19 +5,17 @@ Draws what is on record and the plan behind it. matplotlib is imported when a pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from trainwell.report.columns import column, range_of, smoothed, span_of
 from trainwell.report.load import RunData
 from trainwell.report.picture import INK, MARK, TRAIN, VAL, figure_of, legend, save, tokens_on_top
 from trainwell.report.schedule_plot import draw_plan
-from trainwell.runs.metrics import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 _MOST_EPOCHS = 24
 _NO_ROOM = 0.02
 """Share of a run in which an epoch that begins is not marked: its name would leave the picture."""
-
-Floats = NDArray[np.float64]
 
 
 def write_plots(run: RunData) -> list[Path]:
@@ -46,31 +42,8 @@ def write_plots(run: RunData) -> list[Path]:
     return written
 
 
-def smoothed(values: Floats, span: int) -> Floats:
-    """Weighted mean over up to `span` values around each, fewer towards both ends, so that nothing lags; gaps stay out.
-
-    The mean of a mean weighs like a triangle: a spike becomes a hill and not a box.
-    """
-    return _centred_mean(_centred_mean(values, span // 4), span // 4)
-
-
-def _centred_mean(values: Floats, most: int) -> Floats:
-    """The mean of each value and its neighbours, the same number on both sides, up to `most`."""
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    at = np.arange(len(values))
-    half = np.minimum(np.minimum(at, len(values) - 1 - at), most)
-    within = counts[at + half + 1] - counts[at - half]
-    return np.where(within > 0, (sums[at + half + 1] - sums[at - half]) / np.maximum(within, 1), np.nan)
-
-
-def _span(values: Floats) -> int:
-    return max(8, len(values) // 20)
-
-
 def _draw_lr(run: RunData) -> Figure:
-    steps, rates = _column(run.train, "train/lr")
+    steps, rates = column(run.train, "train/lr")
     recorded = steps.tolist(), rates.tolist()
     if run.plan:
         return draw_plan(run.plan, run.dir.name, recorded)
@@ -83,17 +56,17 @@ def _draw_lr(run: RunData) -> Figure:
 
 def _draw_loss(run: RunData) -> Figure:
     figure, axes = _figure(run, "loss")
-    steps, losses = _column(run.train, "train/loss")
+    steps, losses = column(run.train, "train/loss")
     axes.plot(steps, losses, color=TRAIN, lw=0.7, alpha=0.3)
-    smooth = smoothed(losses, _span(losses))
+    smooth = smoothed(losses, span_of(losses))
     axes.plot(steps, smooth, color=TRAIN, lw=2, label="training, smoothed")
-    states, checked = _column(run.val, "val/loss")
+    states, checked = column(run.val, "val/loss")
     if np.isfinite(checked).any():
         best = int(np.nanargmin(checked))
         label = f"validation, best {checked[best]:.3f} at step {int(states[best])}"
         axes.plot(states, checked, "o-", color=VAL, lw=1.6, ms=5, mec="white", mew=0.8, label=label, clip_on=False)
         axes.plot(states[best], checked[best], "o", ms=11, mfc="none", mec=VAL, mew=1.4, clip_on=False)
-    axes.set_ylim(_range_of(np.concatenate([losses, checked])))
+    axes.set_ylim(range_of(np.concatenate([losses, checked])))
     axes.set_ylabel(f"loss, {run.loss_unit}", color=INK)
     legend(axes)
     _mark_epochs(run, axes)
@@ -103,10 +76,10 @@ def _draw_loss(run: RunData) -> Figure:
 
 def _draw_accuracy(run: RunData) -> Figure:
     figure, axes = _figure(run, "accuracy")
-    steps, shares = _column(run.train, "train/accuracy")
+    steps, shares = column(run.train, "train/accuracy")
     axes.plot(steps, shares, color=TRAIN, lw=0.7, alpha=0.3)
-    axes.plot(steps, smoothed(shares, _span(shares)), color=TRAIN, lw=2, label="training, smoothed")
-    states, checked = _column(run.val, "val/accuracy")
+    axes.plot(steps, smoothed(shares, span_of(shares)), color=TRAIN, lw=2, label="training, smoothed")
+    states, checked = column(run.val, "val/accuracy")
     label = f"validation, {checked[-1]:.1%} at the end"
     axes.plot(states, checked, "o-", color=VAL, lw=1.6, ms=5, mec="white", mew=0.8, label=label, clip_on=False)
     axes.set_ylim(0, 1.02)
@@ -120,15 +93,15 @@ def _draw_accuracy(run: RunData) -> Figure:
 
 def _draw_norm(run: RunData) -> Figure:
     figure, axes = _figure(run, "gradient norm, before clipping")
-    steps, norms = _column(run.train, "train/grad_norm")
+    steps, norms = column(run.train, "train/grad_norm")
     threshold = run.config.optim.max_grad_norm
     axes.set_yscale("log")
     axes.plot(steps, norms, color=TRAIN, lw=0.7, alpha=0.35)
     # On a logarithmic axis the typical norm is the geometric mean: one spike does not lift the line for long.
-    typical = np.exp(smoothed(np.log(np.where(norms > 0, norms, np.nan)), _span(norms)))
+    typical = np.exp(smoothed(np.log(np.where(norms > 0, norms, np.nan)), span_of(norms)))
     axes.plot(steps, typical, color=TRAIN, lw=2, label="global L2 norm, smoothed")
     if threshold:
-        _, clipped = _column(run.train, "train/clipped")
+        _, clipped = column(run.train, "train/clipped")
         share = f", {np.nanmean(clipped):.0%} of the steps clipped" if len(clipped) else ""
         axes.axhline(threshold, color=VAL, lw=1.4, ls=(0, (5, 3)), label=f"threshold {threshold:g}{share}")
     axes.set_ylabel("gradient norm (log)", color=INK)
@@ -180,24 +153,7 @@ def _mark_epochs(run: RunData, axes: Axes) -> None:
 
 def _tokens_on_top(run: RunData, axes: Axes) -> None:
     """A second x axis: tokens seen by then, by the recorded counts and therefore right for any batch plan."""
-    steps, tokens = _column(run.train, "tokens")
+    steps, tokens = column(run.train, "tokens")
     if not len(steps):
         return
     tokens_on_top(axes, [0.0, *(steps + 1).tolist()], [0.0, *tokens.tolist()], "tokens seen")
-
-
-def _range_of(losses: Floats) -> tuple[float, float]:
-    """The range of the finite losses with some air; one spike does not squeeze the rest."""
-    finite = losses[np.isfinite(losses)]
-    if not len(finite):
-        return 0.0, 1.0
-    low, high = float(finite.min()), max(float(finite[0]), float(np.quantile(finite, 0.98, method="lower")))
-    air = 0.06 * (high - low) or 0.5
-    return low - air, high + air
-
-
-def _column(rows: Sequence[Row], key: str) -> tuple[Floats, Floats]:
-    """Steps and values of the rows that have the key; a value that is missing is NaN."""
-    pairs = [(row["step"], np.nan if row[key] is None else float(row[key])) for row in rows if key in row]
-    table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]

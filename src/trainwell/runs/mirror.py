@@ -17,7 +17,7 @@ from trainwell.errors import StorageError
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
-LIGHT = (CONFIG, "env.json", "metrics.jsonl", "samples.txt", "tokenizer.json", "template.json")
+LIGHT = (CONFIG, "env.json", "starts.jsonl", "metrics.jsonl", "samples.txt", "tokenizer.json", "template.json")
 LIGHT_FOLDERS = ("attempts", "incidents", "plots")
 """Files that are written whole, beside the checkpoints, and the folders of such files."""
 _MARKER = ".remote"

@@ -43,6 +43,11 @@ class RunDir:
         return self.path / "env.json"
 
     @property
+    def starts_jsonl(self) -> Path:
+        """One JSON line for each time that training began or went on."""
+        return self.path / "starts.jsonl"
+
+    @property
     def metrics_jsonl(self) -> Path:
         """One JSON line for each step and each evaluation."""
         return self.path / "metrics.jsonl"
@@ -56,6 +61,11 @@ class RunDir:
     def plots(self) -> Path:
         """Folder of the PNG files."""
         return self.path / "plots"
+
+    @property
+    def report_html(self) -> Path:
+        """The report, one file to look at and to send."""
+        return self.path / "report.html"
 
     @property
     def samples_txt(self) -> Path:
