@@ -31,13 +31,12 @@ from trainwell.planning.bands import Band
 from trainwell.report.columns import Floats, column, range_of, smoothed, span_of, thinned
 from trainwell.report.course import course
 from trainwell.report.load import RunData
-from trainwell.report.picture import INK, MARK, PALE, TRAIN, VAL
+from trainwell.report.picture import INK, MARK, PALE, SPIKE, TRAIN, VAL
 from trainwell.runs.metrics import Row
 
 MOST_POINTS = 10_000
 """Of a curve that is drawn; of one with more, the lowest and highest of each stretch."""
 _FEW_POINTS = 2_000
-_SPIKE = "#CC79A7"
 _MOST_EPOCHS = 60
 _TALL, _LOW = 340, 190
 
@@ -152,7 +151,7 @@ def _draw_loss(made: Any, sources: Mapping[str, ColumnDataSource], kind: str, ma
         0 if kind == "log" else 0.03 * (made.y_range.end - made.y_range.start)
     )
     _vertical(made, sources["epochs"], "new epoch", "dotted", MARK)
-    _vertical(made, sources["resumes"], "resumed", "dashed", _SPIKE)
+    _vertical(made, sources["resumes"], "resumed", "dashed", SPIKE)
     if marks.bands:
         usual = {"x": "x", "y1": "low", "y2": "high", "source": sources["band"]}
         made.varea(**usual, fill_color=MARK, fill_alpha=0.25, legend_label="usual for this recipe")
@@ -167,7 +166,7 @@ def _draw_loss(made: Any, sources: Mapping[str, ColumnDataSource], kind: str, ma
         hovered.append(made.scatter("x", "y", **dots, legend_label="validation"))
         best = {"source": sources["best"], "size": 14, "fill_color": None, "line_color": VAL, "line_width": 1.6}
         made.scatter("x", "y", **best, legend_label="best validation")
-    for name, marker, color in (("spikes", "diamond", _SPIKE), ("skipped", "x", INK)):
+    for name, marker, color in (("spikes", "diamond", SPIKE), ("skipped", "x", INK)):
         if len(sources[name].data["x"]):
             label = {"spikes": "spike", "skipped": "skipped step"}[name]
             dots = {"source": sources[name], "size": 11, "marker": marker, "color": color, "line_width": 2}

@@ -14,7 +14,7 @@ from trainwell.planning.cluster import Cluster, Way, advised, hoffmann_flops, pa
 from trainwell.planning.hardware import PER_NODE, THIS, Network
 from trainwell.planning.memory import in_bytes
 from trainwell.report.axes import FAINT, facts, heading
-from trainwell.runs.console import short_count, short_time
+from trainwell.runs.console import scientific, short_count, short_time
 
 _PARTS = {
     "parameters": "weights",
@@ -76,10 +76,11 @@ def _size(on: Cluster) -> Table:
     table.add_row("a step", f"{plan.batch.batch_size:,} x {plan.seq_len:,} = {step:,} tokens{full}")
     table.add_row(
         "",
-        f"{_power(on.flops * step)} FLOPs as 6N + 12LHDT, {_power(hoffmann_flops(on) * step)} as Hoffmann et al. count",
+        f"{scientific(on.flops * step)} FLOPs as 6N + 12LHDT, "
+        f"{scientific(hoffmann_flops(on) * step)} as Hoffmann et al. count",
     )
     table.add_row(
-        "the run", f"{plan.num_steps:,} steps, {short_count(tokens)} tokens, {_power(on.flops * tokens)} FLOPs"
+        "the run", f"{plan.num_steps:,} steps, {short_count(tokens)} tokens, {scientific(on.flops * tokens)} FLOPs"
     )
     table.add_row("checkpoint", in_bytes(on.estimate(1).checkpoint))
     return table
@@ -143,11 +144,6 @@ def _timed(way: Way, network: Network, what: str) -> str:
     if what == "tokens_per_second":
         return short_count(value)
     return short_time(value) if what == "run" else _seconds(value)
-
-
-def _power(value: float) -> str:
-    digits, power = f"{value:.2e}".split("e")
-    return f"{float(digits):g}e{int(power)}"
 
 
 def _size_of(count: int) -> str:

@@ -129,9 +129,9 @@ def _seconds(train: Sequence[Row], states: Floats) -> Floats | None:
         return None
     ends = np.concatenate([[0.0], taken + 1])
     pace = seconds[-1] / ends[-1]
-    late = np.maximum(states - ends[-1], 0.0) * pace
-    known: Floats = np.interp(states, ends, np.concatenate([[0.0], seconds]))
-    return known + late
+    found: Floats = np.interp(states, ends, np.concatenate([[0.0], seconds]))
+    found += np.maximum(states - ends[-1], 0.0) * pace
+    return found
 
 
 def _unit(largest: float, units: Sequence[tuple[float, float, str]]) -> tuple[float, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey.
-TRAIN, VAL, MARK, INK, PALE = "#0072B2", "#D55E00", "#009E73", "#333333", "#B8B8B8"
+TRAIN, VAL, MARK, SPIKE, INK, PALE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333", "#B8B8B8"
 FAINT = "#555555"
 _LEFT, _WIDTH, _BOTTOM, _TOP, _GAP = 0.1, 0.87, 0.55, 0.85, 0.24
 """The frame: shares of the width, then inches."""

@@ -29,7 +29,7 @@ from trainwell.report.curve import Series
 from trainwell.report.incident import commands, one_line, show_incident
 from trainwell.report.load import RunData
 from trainwell.report.verdict import verdict
-from trainwell.runs.console import safe, share, short_count, short_time
+from trainwell.runs.console import safe, scientific, share, short_count, short_time
 from trainwell.runs.incidents import Incident, incident_steps
 from trainwell.runs.metrics import Row
 
@@ -191,19 +191,14 @@ def _arithmetic(plan: Plan) -> Table:
     flops = flops_per_token(model, plan.vocab_size, plan.seq_len, num_labels=classes)
     table.add_row("model", f"{shape}, {size.total:,} parameters, {size.embedding:,} of them embeddings")
     full = "" if plan.batch.ramp is None else " when full"
-    table.add_row("a step", f"{step}, {_power(flops * plan.batch.batch_size * plan.seq_len)} FLOPs{full}")
+    table.add_row("a step", f"{step}, {scientific(flops * plan.batch.batch_size * plan.seq_len)} FLOPs{full}")
     table.add_row(
-        "the run", f"{length}, {tokens / size.total:.3g} tokens per parameter, {_power(flops * tokens)} FLOPs"
+        "the run", f"{length}, {tokens / size.total:.3g} tokens per parameter, {scientific(flops * tokens)} FLOPs"
     )
     for what, line in (("memory", memory_line(plan)), ("speed", speed_line(speeds(plan)))):
         if line is not None:
             table.add_row(what, line)
     return table
-
-
-def _power(count: float) -> str:
-    digits, exponent = f"{count:.2e}".split("e")
-    return f"{digits}e{int(exponent)}"
 
 
 def _epochs(plan: Plan, step: int) -> str:

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Literal
 
 from trainwell.config.tree import RunConfig
-from trainwell.report.load import RunData, joined
+from trainwell.report.load import Joined, RunData, joined
 from trainwell.runs.metrics import Row
 
 Kind = Literal["too early", "diverged", "not learning", "overfitting", "learned"]
@@ -48,9 +48,13 @@ def verdict(run: RunData) -> str:
 
 def judge_run(run: RunData) -> Judgement:
     """Judge a run by its rows, a branch's behind its parent's, and its configuration with its own precision."""
+    return judge_joined(run, joined(run))
+
+
+def judge_joined(run: RunData, rows: Joined) -> Judgement:
+    """Judge a run whose rows were joined with its parents' already."""
     settings = run.env.get("settings")
     known = {"precision": settings["precision"]} if isinstance(settings, dict) and "precision" in settings else {}
-    rows = joined(run)
     return judge(rows.train, rows.val, run.config.model_copy(update=known))
 
 

@@ -33,6 +33,12 @@ def short_count(count: float) -> str:
     return f"{count:.3g}" if count < 1000 and count != int(count) else str(int(count))
 
 
+def scientific(count: float) -> str:
+    """A large number with up to three digits and its power of ten: 1.23e15."""
+    digits, exponent = f"{count:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
 def short_time(seconds: float) -> str:
     """A duration in its two largest units: 42 s, 3 min 20 s, 1 h 5 min, 2 d 4 h."""
     whole = round(seconds)
