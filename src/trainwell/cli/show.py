@@ -9,12 +9,13 @@ from cyclopts import Parameter
 
 from trainwell.cli.estimate import Asked, refuse_unless_known, show_estimate
 from trainwell.cli.flags import with_config_flags
+from trainwell.cli.live import ADDRESS, follow, show_index
 from trainwell.cli.output import print_json, print_rich, wrote
 from trainwell.cli.plans import plan_of
 from trainwell.config.load import Recipe, load, load_recorded, read_recipe, recipe_names
 from trainwell.config.render import to_yaml
 from trainwell.config.tree import RunConfig
-from trainwell.errors import ConfigError, DataError
+from trainwell.errors import ConfigError, DataError, StorageError
 from trainwell.planning.resolve import Plan
 from trainwell.planning.target import find_step
 from trainwell.report.load import RunData, load_run
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
 
 _CURVE = 180
 """Steps of the curve in --json, to which its turns are added."""
+
+
+class _Pages(NamedTuple):
+    """Which page of a run is asked for."""
+
+    watch: bool
+    serve: bool
+    address: str
+
+    @property
+    def asked(self) -> bool:
+        """Whether any is."""
+        return self.watch or self.serve
 
 
 @with_config_flags
@@ -44,15 +58,29 @@ def show(
     gpus: Annotated[int | None, Parameter(help="Estimate what it takes on so many GPUs, with --gpu.")] = None,
     gpu: Annotated[str | None, Parameter(help="The kind of GPU to estimate for: h100-80gb, h200, l4 ...")] = None,
     calibrate: Annotated[bool, Parameter(help="Take and time a few steps on this machine first.", negative=())] = False,
+    watch: Annotated[bool, Parameter(help="Write the report of a run anew as it goes on.", negative=())] = False,
+    serve: Annotated[bool, Parameter(help="Serve the report of a run to a browser here.", negative=())] = False,
+    address: Annotated[
+        str | None, Parameter(help="HOST:PORT to serve at; one that others can reach is given a token.")
+    ] = None,
     flags: Mapping[str, object],
 ) -> None:
-    """Show TARGET: a recipe or config file before it runs, a run during or after, a step of either (runs/demo@1200)."""
+    """Show TARGET: a recipe or config file before it runs, a run during or after, a step of either (runs/demo@1200).
+
+    Of a run it writes report.html, and of a folder of runs index.html.
+    """
     path, step = parse_target(target)
     found, picture = is_run(Path(path)), png is not None or svg is not None
     asked, flags = _asked(gpus, gpu, calibrate, flags)
     _refuse_two_at_once(yaml, code, json, picture, step is not None, asked)
     if found and (config is not None or flags):
         raise ConfigError(f"{path} is a run and is shown as it is; --config and config keys change a recipe")
+    pages = _Pages(watch, serve or address is not None, address or ADDRESS)
+    if pages.asked or _holds_runs(Path(path), step):
+        others = {"yaml": yaml, "code": code, "png": png, "svg": svg, "gpus": gpus, "gpu": gpu, "calibrate": calibrate}
+        named = [*(key for key, value in others.items() if value), *flags]
+        _show_pages(path, pages, named, found and step is None, json)
+        return
     settings = load_recorded(RunDir(Path(path)).config_yaml) if found else load(path, file=config, flags=flags)
     if asked.anything:
         show_estimate(plan_of(settings).plan, path, asked, json)
@@ -78,6 +106,28 @@ def _asked(
         return asked, flags
     refuse_unless_known(asked)
     return asked, {name: value for name, value in flags.items() if name != "parallel"}
+
+
+def _holds_runs(path: Path, step: Step | None) -> bool:
+    """Whether it is a folder of runs, and neither a run nor the name of a recipe."""
+    if step is not None or is_run(path) or not path.is_dir() or str(path) in recipe_names():
+        return False
+    from trainwell.report.load import runs_below
+
+    return bool(runs_below(path))
+
+
+def _show_pages(path: str, pages: _Pages, others: Sequence[str], of_a_run: bool, json: bool) -> None:
+    """The report of a run that is followed or served, or the index of a folder of runs; neither goes with `others`."""
+    if pages.asked and not of_a_run:
+        raise ConfigError(f"--watch and --serve follow a run, and {path} is none; name a run's folder")
+    if others or (pages.asked and json):
+        named = [*others, *(["json"] if pages.asked and json else [])]
+        raise ConfigError(f"{path} is shown as a page; leave out {', '.join(f'--{name}' for name in named)}")
+    if pages.asked:
+        follow(Path(path), watching=pages.watch, address=pages.address if pages.serve else None)
+    else:
+        show_index(Path(path), json=json)
 
 
 def _refuse_two_at_once(yaml: bool, code: bool, json: bool, picture: bool, of_a_step: bool, asked: Asked) -> None:
@@ -126,6 +176,17 @@ def _show_run(path: Path, step: Step | None, json: bool) -> None:
         from trainwell.report.terminal import show_run
 
         print_rich(show_run(run))
+        _write_report(run)
+
+
+def _write_report(run: RunData) -> None:
+    """Write report.html; a folder that cannot be written is still shown."""
+    from trainwell.report.run_page import write_report
+
+    try:
+        wrote(write_report(run))
+    except StorageError as error:
+        print_rich(safe(f"no report: {error}"))
 
 
 def _show_recipe(name: str, config: RunConfig, step: Step | None, json: bool) -> None:

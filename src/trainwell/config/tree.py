@@ -261,7 +261,7 @@ class LogConfig(Section):
     every: Positive = 10
     """Steps between printed lines."""
     plots: bool = True
-    """Draw the curves as PNG files when the run ends."""
+    """Draw the curves as PNG files and write report.html when the run ends."""
 
 
 class FastConfig(Section):

@@ -18,7 +18,9 @@ from bokeh.models import (
     GlyphRenderer,
     HoverTool,
     Legend,
+    NumeralTickFormatter,
     PanTool,
+    PrintfTickFormatter,
     Range1d,
     ResetTool,
     SaveTool,
@@ -56,8 +58,8 @@ def charts(run: RunData, rows: Sequence[Row], val: Sequence[Row], marks: "Marks"
     """The charts of the rows of a run, in reading order; what is nowhere on record has none."""
     if not rows and not val:
         return []
-    end = max(run.num_steps or 0, run.steps_done, 1)
-    x_range = Range1d(0, end, name="steps", bounds=None)
+    start, end = whole_of(run)
+    x_range = Range1d(start, end, name="steps", bounds=None)
     speeds = [
         _simple(rows, x_range, "train/tokens_per_sec", "speed", "Speed", "tokens a second", "0,0"),
         _simple(rows, x_range, "train/mfu", "mfu", "Utilisation", "share of the device's peak (MFU)", "0.0%"),
@@ -72,6 +74,12 @@ def charts(run: RunData, rows: Sequence[Row], val: Sequence[Row], marks: "Marks"
         *speeds,
     ]
     return [chart for chart in made if chart is not None]
+
+
+def whole_of(run: RunData) -> tuple[float, float]:
+    """From the first state of a run to its last, as planned, with room for what is drawn there."""
+    end = float(max(run.num_steps or 0, run.steps_done, 1))
+    return -0.004 * end, 1.01 * end
 
 
 @dataclass(frozen=True)
@@ -293,7 +301,8 @@ def _figure(x_range: Range1d, label: str, height: int, y_range: Range1d, kind: s
     made = figure(
         height=height, sizing_mode="stretch_width", x_range=x_range, y_range=y_range, y_axis_type=kind,
         tools=[PanTool(), BoxZoomTool(), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool()],
-        background_fill_color=None, border_fill_color=None, outline_line_color=None, min_border_right=12,
+        background_fill_color=None, border_fill_color=None, outline_line_color=None,
+        min_border_left=70, min_border_right=12,
     )  # fmt: skip
     made.toolbar.logo = None
     made.toolbar.autohide = True
@@ -301,6 +310,10 @@ def _figure(x_range: Range1d, label: str, height: int, y_range: Range1d, kind: s
     made.xaxis.axis_label = "step"
     made.yaxis.axis_label = label
     made.xaxis.formatter.use_scientific = False
+    if kind == "log" or 0 < y_range.end < 0.1:
+        made.yaxis.formatter = PrintfTickFormatter(format="%.3g")
+    elif y_range.end > 2_000:
+        made.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
     for axis in (*made.xaxis, *made.yaxis):
         axis.axis_line_color = axis.major_tick_line_color = PALE
         axis.minor_tick_line_color = None

@@ -84,7 +84,12 @@ def drawn(charts: Sequence[Any], knots: Floats, axes: Mapping[str, Axis], whole:
         "colours": COLOURS,
     }
     named = {"step": "steps", "tokens": "tokens", "time": "hours", "flops": "FLOPs"}
-    return Drawn(placed, data, [(key, named[key]) for key in axes], any(len(chart.places) > 1 for chart in placed))
+    return Drawn(
+        placed,
+        data,
+        [(key, name) for key, name in named.items() if key in axes],
+        any(len(chart.places) > 1 for chart in placed),
+    )
 
 
 def page(template: str, context: Mapping[str, Any], drawing: Drawn, reload_s: float = 0) -> str:

@@ -4,6 +4,7 @@ Reads files; draws no conclusions and writes nothing.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from trainwell.planning.target import Parent, parent_of
 from trainwell.runs.metrics import MetricsFile, Records, Row
 from trainwell.runs.rundir import RunDir, is_run
 from trainwell.runs.samples import Sample, SamplesFile
+
+_DEEP = 2
+"""Folders below the one that is looked through: a grid keeps its runs in a folder of its own."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,21 @@ def load_run(path: Path) -> RunData:
         checkpoints=tuple(saved_steps(folder.checkpoints)),
         owner=folder.owner(),
     )
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The runs in a folder and in folders inside it, in order of their names."""
+    return sorted(_runs(folder, _DEEP))
+
+
+def _runs(folder: Path, deep: int) -> Iterator[Path]:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(".") or not path.is_dir():
+            continue
+        if is_run(path):
+            yield path
+        elif deep > 1:
+            yield from _runs(path, deep - 1)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from trainwell.config.load import recipe_names
 from trainwell.planning.lints import findings
 from trainwell.report import story
-from trainwell.report.charts import Marks, charts, epoch_starts
+from trainwell.report.charts import Marks, charts, epoch_starts, whole_of
 from trainwell.report.columns import axes_of
 from trainwell.report.course import course
 from trainwell.report.html import Drawn, drawn, page, write
@@ -94,7 +94,7 @@ def _drawn(run: RunData, rows: Joined) -> Drawn:
         skipped=[row["step"] for row in rows.train if row.get("train/skipped")],
         bands=[(float(np.interp(band.tokens, counts, states)), band) for band in bands],
     )
-    whole = (0.0, float(max(run.num_steps or 0, run.steps_done, 1)))
+    whole = whole_of(run)
     return drawn(charts(run, rows.train, rows.val, marks), knots, axes, whole)
 
 

@@ -34,6 +34,7 @@ from trainwell.runs.incidents import Incident, incident_steps
 from trainwell.runs.metrics import Row
 
 if TYPE_CHECKING:
+    from trainwell.report.index import Entry
     from trainwell.report.step_text import StepText, Window  # it brings numpy, which a recipe can be shown without
 
 _SHOWN_EVALUATIONS = 6
@@ -84,6 +85,26 @@ def show_run(run: RunData) -> RenderableType:
         parts += [Text(f"\nstep {sample.step}, {safe(sample.about)}", "bold"), Padding(Text(safe(sample.text)), (0, 2))]
     parts += [Text(), _files(run)]
     return Group(*parts)
+
+
+def index_table(folder: str, entries: Sequence["Entry"]) -> RenderableType:
+    """The runs of a folder: how each stands."""
+    table = Table(box=None, pad_edge=False, header_style=FAINT)
+    table.add_column("run", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for name in ("best val loss", "steps", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    styles = {"good": "green", "bad": "bold red"}
+    for entry in entries:
+        of = f" of {entry.num_steps:,}" if entry.num_steps else ""
+        table.add_row(
+            Text(safe(entry.name)),
+            Text(f"{entry.sign} {entry.state}", styles.get(entry.tone, "")),
+            "" if entry.best_loss is None else f"{entry.best_loss:.3f}",
+            f"{entry.steps:,}{of}",
+            entry.left,
+        )
+    return Group(*heading(folder, f"{len(entries)} run{'' if len(entries) == 1 else 's'}"), table)
 
 
 def show_step(
