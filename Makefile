@@ -5,8 +5,10 @@ READY := .venv/.ready
 
 .PHONY: ci-deps demo test check fix bench soak
 
-ci-deps: # system packages; none are needed
-	@true
+ci-deps: # system packages: a browser, for the tests that look at pages
+	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null || \
+	  echo "no browser could be installed; the tests that need one are skipped"
 
 demo: $(READY)
 	$(BIN)/trainwell train demo

@@ -36,8 +36,8 @@ def test_a_run_ends_by_saying_where_everything_is_and_what_to_try(command: Comma
     assert "runs/demo/plots/loss.png" in said.out
     assert "trainwell sample runs/demo --prompt" in said.out
     assert {path.name for path in Path("runs/demo").iterdir() if not path.name.startswith(".")} == {
-        "config.yaml", "env.json", "metrics.jsonl", "checkpoints", "plots", "samples.txt", "starts.jsonl",
-        "tokenizer.json"
+        "config.yaml", "env.json", "metrics.jsonl", "checkpoints", "plots", "report.html", "samples.txt",
+        "starts.jsonl", "tokenizer.json"
     }  # fmt: skip
 
 

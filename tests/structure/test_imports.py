@@ -58,6 +58,7 @@ NEED_TORCH = (
     "trainwell.saver",
     "trainwell.settings",
     "trainwell.stopping",
+    "trainwell.telling",
     "trainwell.trainer",
 )
 HEAVY = ("torch", "matplotlib", "tokenizers", "tiktoken", "pooch")

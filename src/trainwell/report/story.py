@@ -13,6 +13,7 @@ from typing import Any
 
 from trainwell.config.load import load, recipe_names
 from trainwell.config.tree import RunConfig
+from trainwell.errors import StorageError
 from trainwell.planning.bands import Band, band_line, bands_for
 from trainwell.planning.model_size import count_parameters, flops_per_token, num_classes
 from trainwell.planning.target import flat
@@ -197,8 +198,13 @@ def _of_steps(train: Sequence[Row], explained: set[int]) -> Iterator[Event]:
 
 
 def _incidents(run: RunData) -> Iterator[Event]:
+    """What is known of steps that leapt out; a file that is damaged is said, and costs no page."""
     for step in incident_steps(run.dir)[:_MOST_EVENTS]:
-        incident = read_incident(run.dir, step)
+        try:
+            incident = read_incident(run.dir, step)
+        except StorageError as error:
+            yield Event(step, "damaged", str(error))
+            continue
         if incident is not None:
             what = f"{incident.reason}; explained by: trainwell show {run.dir.shown}@{step}"
             yield Event(step, "skipped" if incident.skipped else "spike", what)

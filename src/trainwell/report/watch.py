@@ -14,19 +14,25 @@ from trainwell.runs.rundir import RunDir
 SHORTEST_S = 5.0
 _SHARE = 50
 """A page that took a second to make is made again after fifty at the earliest: 2 % of one core, at low priority."""
-_NICE = 15
+NICE = 15
+"""How far this process steps back behind one that trains."""
 _GLANCE_S = 0.5
 
 
 def watch(
-    path: Path, publish: Callable[[bytes], None], say: Callable[[str], None], *, every_s: float = SHORTEST_S
+    path: Path,
+    publish: Callable[[bytes], None],
+    say: Callable[[str], None],
+    *,
+    every_s: float = SHORTEST_S,
+    nice: int = NICE,
 ) -> None:
     """Write the report of the run in `path` whenever there is news; return when the run has taken all its steps.
 
     `publish` gets each page as well. The page loads itself again until the run is over.
     """
     with suppress(OSError, AttributeError):  # Windows has no such thing
-        os.nice(_NICE)
+        os.nice(nice)
     seen: object = None
     while True:
         found = _stamp(RunDir(path))

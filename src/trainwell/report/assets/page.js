@@ -6,6 +6,7 @@
   const place = `trainwell:${location.pathname}`;
   const remember = (store, key, value) => { try { store.setItem(key, value); } catch { /* no storage: nothing stays */ } };
   const recall = (store, key) => { try { return store.getItem(key); } catch { return null; } };
+  history.scrollRestoration = "manual";
   const before = JSON.parse(recall(sessionStorage, place) || "null") || {};
   const state = { axis: before.axis || "step", scale: before.scale || "linear", view: before.view || null };
   const each = (selector, act) => document.querySelectorAll(selector).forEach(act);

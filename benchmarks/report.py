@@ -1,0 +1,137 @@
+"""What reports cost: a page of 100,000 lines, and what watching and serving take from a run that trains.
+
+    python benchmarks/report.py page      seconds to write it, its size, and milliseconds until it can be used
+    python benchmarks/report.py serve     the step time of a run with and without --watch --serve under 200 slow clients
+
+The second trains the demo and switches the server on and off in turn, so that the machine's own drift falls out; it
+prints the ratio of the median step times and its spread over the pairs.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from trainwell.report.load import load_run
+from trainwell.report.run_page import write_report
+
+LINES = 100_000
+CLIENTS, PAIRS, PHASE_S = 200, 5, 30.0
+
+
+def page() -> None:
+    """Train a little, repeat its rows up to 100,000, and write and open the report."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        _train(run, "200").wait()
+        _lengthen(run / "metrics.jsonl")
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "trainwell", "show", str(run)], check=True, stdout=subprocess.DEVNULL)
+        whole = time.perf_counter() - began
+        began = time.perf_counter()
+        file = write_report(load_run(run))
+        print(f"{LINES:,} lines: `trainwell show` {whole:.1f} s, of which reading and writing the report "
+              f"{time.perf_counter() - began:.1f} s; {file.stat().st_size / 1e6:.2f} MB")  # fmt: skip
+        print(f"in the browser: {_ready_ms(file)} ms until every control works")
+
+
+def _lengthen(file: Path) -> None:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    steps = max(row["step"] for row in rows if "train/loss" in row) + 1
+    with file.open("w", encoding="utf-8") as out:
+        for number in range(LINES // len(rows) + 1):
+            out.writelines(json.dumps(row | {"step": row["step"] + number * steps}) + "\n" for row in rows)
+
+
+def _ready_ms(file: Path) -> str:
+    place = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if place is None:
+        return "unknown, for want of a browser,"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"])
+        found = []
+        for _ in range(3):
+            tab = browser.new_page()
+            tab.goto(file.as_uri())
+            tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+            found.append(int(tab.get_attribute("html", "data-ready") or 0))
+            tab.close()
+        browser.close()
+    return " ".join(map(str, found))
+
+
+def serve() -> None:
+    """Train, and switch --watch --serve with slow clients on and off."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        training = _train(run, "1000000")
+        try:
+            while not (run / "metrics.jsonl").exists():
+                time.sleep(0.5)
+            time.sleep(20)
+            ratios = [_pair(run) for _ in range(PAIRS)]
+        finally:
+            training.terminate()
+            training.wait()
+    spread = stdev(ratios) if len(ratios) > 1 else 0.0
+    print(f"step time with --watch --serve and {CLIENTS} slow clients / without: {fmean(ratios):.4f} +- {spread:.4f}")
+    print(f"pairs of {PHASE_S:.0f} s: {' '.join(f'{ratio:.4f}' for ratio in ratios)}")
+
+
+def _pair(run: Path) -> float:
+    alone = _median_ms(run)
+    words = [sys.executable, "-m", "trainwell", "show", str(run), "--watch", "--serve"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline().split("127.0.0.1:")[1].split("/")[0])
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(CLIENTS)]
+        served = _median_ms(run, clients, port)
+        server.terminate()
+    return served / alone
+
+
+def _median_ms(run: Path, clients: list[socket.socket] | None = None, port: int = 0) -> float:
+    """The median step of a phase, in which each client sends a letter a second and comes again when it was dropped."""
+    first, until = _steps(run), time.monotonic() + PHASE_S
+    while time.monotonic() < until:
+        time.sleep(1)
+        if clients is not None:
+            clients[:] = [_tickled(client, port) for client in clients]
+    return median(row["train/step_ms"] for row in _rows(run)[first:])
+
+
+def _tickled(client: socket.socket, port: int) -> socket.socket:
+    with suppress(OSError):
+        client.sendall(b"G")
+        return client
+    client.close()
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:-1]
+    return [row for row in map(json.loads, lines) if "train/step_ms" in row]
+
+
+def _steps(run: Path) -> int:
+    return len(_rows(run))
+
+
+def _train(run: Path, steps: str) -> "subprocess.Popen[bytes]":
+    words = [sys.executable, "-m", "trainwell", "train", "demo", "--run", str(run), "--duration", steps]
+    quiet = ["--eval.every", "none", "--sample.every", "none", "--checkpoint.every", "none", "--log.plots", "false"]
+    return subprocess.Popen([*words, *quiet], stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or ["page", "serve"]
+    for name in chosen:
+        {"page": page, "serve": serve}[name]()

@@ -1,0 +1,76 @@
+"""A real browser for tests: the system's own Chromium, headless, or a reason why there is none."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CLEAN = ("info", "log", "debug")
+"""Kinds of console lines that are no complaint."""
+
+
+@dataclass
+class Seen:
+    """A page that was opened, and everything it did besides showing itself."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser; the test is skipped where none is installed."""
+    found = next((place for name in _NAMES if (place := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine: make ci-deps installs one")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def look(browser: Any, file: Path | str, *, dark: bool = False, phone: bool = False) -> Seen:
+    """Open a file or an address and wait until its charts stand."""
+    width, height = (390, 844) if phone else (1280, 900)
+    scheme = "dark" if dark else "light"
+    viewport = {"width": width, "height": height}
+    context = browser.new_context(viewport=viewport, color_scheme=scheme, is_mobile=phone, has_touch=phone)
+    page = context.new_page()
+    seen = Seen(page)
+
+    def refuse(dialog: Any) -> None:
+        seen.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("console", lambda line: seen.complaints.append(line.text) if line.type not in CLEAN else None)
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("dialog", refuse)
+    page.goto(file if isinstance(file, str) else file.as_uri())
+    wait_ready(page)
+    return seen
+
+
+def wait_ready(page: Any) -> None:
+    """Wait until the page's script is through."""
+    page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+
+
+def wait_until(page: Any, expression: str) -> None:
+    """Wait until an expression is true; asked from here, since the page's policy lets no text become code."""
+    for _ in range(600):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"never came true: {expression}")
