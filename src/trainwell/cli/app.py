@@ -19,7 +19,7 @@ VERBS = {
     "train": "Start a recipe, continue a run, or branch from a step of one.",
     "show": "What a recipe, a run or a step is: configuration, curves, samples, verdict.",
     "check": "What is wrong with a plan or damaged in a run; --prove puts promises to the test.",
-    "compare": "How two schedules differ: of recipes, config files, runs or dialects.",
+    "compare": "Which run did better, and whether that is noise; how two schedules differ.",
     "sample": "Text, answers or labels from a run or a step of it.",
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
 }

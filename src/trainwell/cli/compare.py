@@ -4,12 +4,13 @@ losses they measured. Without torch.
 A name is looked up as a path, a run, a recipe, a dialect, in this order; `dialect:NAME` is a dialect.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from trainwell.cli.output import print_json, print_rich, wrote
 from trainwell.cli.plans import plan_of
@@ -29,6 +30,9 @@ from trainwell.report.load import joined, load_run
 from trainwell.report.measured import Loss, Measured
 from trainwell.runs.rundir import is_run, parse_target
 
+if TYPE_CHECKING:
+    from trainwell.report.arms import Verdict
+
 _NUMBERS_OF = "demo"
 """The recipe whose numbers two dialects are compared with."""
 _FORCED = "dialect:"
@@ -36,33 +40,77 @@ _MOST_ROWS = 2_000
 
 
 def compare(
-    left: str,
-    right: str,
-    /,
-    *,
+    *targets: str,
+    by: Annotated[
+        str, Parameter(help="Align runs by tokens, steps, time or flops; or a key, to show the loss over its values.")
+    ] = "tokens",
+    target_loss: Annotated[
+        float | None, Parameter(help="A validation loss: how many tokens and how long to reach it.")
+    ] = None,
+    out: Annotated[Path | None, Parameter(name=["-o", "--out"], help="Write the comparison as one HTML page.")] = None,
+    fail_if_worse: Annotated[
+        str | None, Parameter(help="Exit with 1 where another is worse than the first by more than this, such as 0.5%.")
+    ] = None,
+    columns: Annotated[
+        str | None, Parameter(help="Columns of a CSV or JSONL, as step=COLUMN,train/loss=COLUMN,val/loss=COLUMN.")
+    ] = None,
+    tokens_per_step: Annotated[
+        int | None, Parameter(help="Tokens of a step, for a log that does not say them.", validator=Number(gte=1))
+    ] = None,
     json: Annotated[bool, Parameter(help="Print what a program may read.", negative=())] = False,
-    png: Annotated[Path | None, Parameter(help="Draw both into this PNG file.")] = None,
-    svg: Annotated[Path | None, Parameter(help="Draw both into this SVG file.")] = None,
+    png: Annotated[Path | None, Parameter(help="Draw two schedules into this PNG file.")] = None,
+    svg: Annotated[Path | None, Parameter(help="Draw two schedules into this SVG file.")] = None,
 ) -> None:
-    """Compare the schedules of two recipes, config files, runs or dialects (compare book nanogpt), and runs' losses.
+    """Compare runs, folders of runs and logs of other programs: which did better, and whether that is noise.
 
-    A branch is shown behind the run it began from. A dialect takes its numbers from the other side; dialect:NAME is
-    one where a recipe has the same name.
+    Or the schedules of two recipes, config files or dialects (compare book nanogpt). A branch is shown behind the run
+    it began from. A dialect takes its numbers from the other side; dialect:NAME is one where a recipe has the name.
     """
+    from trainwell.cli import trials
+
+    asked = trials.Asked(by, target_loss, out, fail_if_worse, columns, tokens_per_step, json)
+    pictures = {"png": png, "svg": svg}
+    measured = bool(targets) and trials.are_trials(targets) and not any(pictures.values())
+    if asked.measured and not measured:
+        raise ConfigError(
+            "--by, --target-loss, --out, --fail-if-worse, --columns and --tokens-per-step compare what was trained: "
+            "name runs, folders of runs or logs, and nothing else"
+        )
+    two_runs = len(targets) == 2 and all(is_run(Path(parse_target(target).path)) for target in targets)
+    if measured and (asked.measured or not two_runs):
+        trials.compare_trials(targets, asked)
+    elif len(targets) == 2:
+        _compare_plans(targets[0], targets[1], pictures, trials.verdict_of(targets, asked) if measured else None, json)
+    else:
+        raise ConfigError(
+            "compare takes two recipes, config files or dialects, or any number of runs; given: "
+            f"{' '.join(targets) or 'none'}"
+        )
+
+
+def _compare_plans(
+    left: str, right: str, pictures: Mapping[str, Path | None], verdict: "Verdict | None", json: bool
+) -> None:
+    """Two schedules; of two runs behind what they came to."""
     notes = list[str]()
     found = compared(*_sides(left, right, notes))
-    if png or svg:
+    if any(pictures.values()):
         from trainwell.report.picture import save_as
         from trainwell.report.schedule_plot import draw_comparison
 
-        save_as(draw_comparison(found), {"png": png, "svg": svg})
+        save_as(draw_comparison(found), pictures)
     if json:
-        print_json(_facts(found, notes))
-    elif png or svg:
-        wrote(png, svg)
+        from trainwell.cli.trials import facts_of
+
+        print_json(_facts(found, notes) | {"verdict": None if verdict is None else facts_of(verdict)})
+    elif any(pictures.values()):
+        wrote(*pictures.values())
     else:
+        from trainwell.report.contrast_text import show_verdict
         from trainwell.report.side_by_side import show_comparison
 
+        if verdict is not None:
+            print_rich(show_verdict(verdict))
         print_rich(show_comparison(found, notes))
 
 

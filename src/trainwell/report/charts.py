@@ -76,6 +76,12 @@ def charts(run: RunData, rows: Sequence[Row], val: Sequence[Row], marks: "Marks"
     return [chart for chart in made if chart is not None]
 
 
+def with_air(low: float, high: float) -> tuple[float, float]:
+    """A range with room on both sides."""
+    air = 0.06 * (high - low) or 0.5
+    return low - air, high + air
+
+
 def whole_of(run: RunData) -> tuple[float, float]:
     """From the first state of a run to its last, as planned, with room for what is drawn there."""
     end = float(max(run.num_steps or 0, run.steps_done, 1))
@@ -118,7 +124,7 @@ def _loss(run: RunData, rows: Sequence[Row], val: Sequence[Row], x_range: Range1
         low, high = range_of(everything)
         lowest = float(np.nanmin(everything))
         y_range = Range1d(0.97 * lowest, high) if kind == "log" else Range1d(low, high)
-        made = _figure(x_range, run.loss_unit, _TALL, y_range, kind)
+        made = framed(x_range, run.loss_unit, _TALL, y_range, kind)
         _draw_loss(made, sources, kind, marks)
         chart.figures[kind] = made
     return chart
@@ -131,19 +137,19 @@ def _loss_sources(
 
     def points(chosen: Sequence[int]) -> ColumnDataSource:
         found = [(step, at[step]) for step in chosen if isfinite(at.get(step, float("nan")))]
-        return _source([step for step, _ in found], [loss for _, loss in found])
+        return point_source([step for step, _ in found], [loss for _, loss in found])
 
     best = int(np.nanargmin(checked)) if np.isfinite(checked).any() else None
     return {
-        "raw": _curve(steps, losses),
-        "smooth": _curve(steps, smoothed(losses, span_of(losses)), _FEW_POINTS),
-        "val": _source(states, checked),
-        "best": _source([] if best is None else [states[best]], [] if best is None else [checked[best]]),
+        "raw": curve_source(steps, losses),
+        "smooth": curve_source(steps, smoothed(losses, span_of(losses)), _FEW_POINTS),
+        "val": point_source(states, checked),
+        "best": point_source([] if best is None else [states[best]], [] if best is None else [checked[best]]),
         "spikes": points(marks.spikes),
         "skipped": points(marks.skipped),
-        "epochs": _source(marks.epochs),
-        "resumes": _source(marks.resumes),
-        "checkpoints": _source(marks.checkpoints),
+        "epochs": point_source(marks.epochs),
+        "resumes": point_source(marks.resumes),
+        "checkpoints": point_source(marks.checkpoints),
         "band": ColumnDataSource(
             {
                 "x": np.array([state for state, _ in marks.bands]),
@@ -184,8 +190,8 @@ def _draw_loss(made: Any, sources: Mapping[str, ColumnDataSource], kind: str, ma
             "x", at_bottom, source=sources["checkpoints"], marker="triangle", size=9, color=INK, alpha=0.6,
             legend_label="checkpoint",
         )  # fmt: skip
-    _hover(made, hovered, "loss", "0.0000")
-    _legend(made)
+    hover(made, hovered, "loss", "0.0000")
+    place_legend(made)
 
 
 def _accuracy(rows: Sequence[Row], val: Sequence[Row], x_range: Range1d) -> Chart | None:
@@ -193,15 +199,17 @@ def _accuracy(rows: Sequence[Row], val: Sequence[Row], x_range: Range1d) -> Char
     states, checked = column(val, "val/accuracy")
     if not len(checked) and not len(shares):
         return None
-    made = _figure(x_range, "share labelled right", _LOW, Range1d(0, 1.02))
-    made.line("x", "y", source=_curve(steps, shares), color=TRAIN, line_width=1, alpha=0.3, legend_label="training")
-    smooth = _curve(steps, smoothed(shares, span_of(shares)), _FEW_POINTS)
+    made = framed(x_range, "share labelled right", _LOW, Range1d(0, 1.02))
+    made.line(
+        "x", "y", source=curve_source(steps, shares), color=TRAIN, line_width=1, alpha=0.3, legend_label="training"
+    )
+    smooth = curve_source(steps, smoothed(shares, span_of(shares)), _FEW_POINTS)
     line = made.line("x", "y", source=smooth, color=TRAIN, line_width=2.2, legend_label="training, smoothed")
-    found = _source(states, checked)
+    found = point_source(states, checked)
     made.line("x", "y", source=found, color=VAL, line_width=1.6, legend_label="validation")
     dots = made.scatter("x", "y", source=found, size=7, color=VAL, legend_label="validation")
-    _hover(made, [line, dots], "accuracy", "0.0%")
-    _legend(made, "bottom_right")
+    hover(made, [line, dots], "accuracy", "0.0%")
+    place_legend(made, "bottom_right")
     return Chart("accuracy", "Accuracy", "share of examples labelled right", {"linear": made})
 
 
@@ -211,15 +219,15 @@ def _rate(run: RunData, rows: Sequence[Row], x_range: Range1d) -> Chart | None:
     if not planned and not len(rates):
         return None
     top = max([*rates[np.isfinite(rates)].tolist(), *(rate for _, rate in planned), 1e-12])
-    made = _figure(x_range, "learning rate", _LOW, Range1d(0, 1.08 * top))
-    used = made.line("x", "y", source=_curve(steps, rates), color=TRAIN, line_width=3, legend_label="used")
+    made = framed(x_range, "learning rate", _LOW, Range1d(0, 1.08 * top))
+    used = made.line("x", "y", source=curve_source(steps, rates), color=TRAIN, line_width=3, legend_label="used")
     hovered = [used]
     if planned:
-        source = _source([step for step, _ in planned], [rate for _, rate in planned])
+        source = point_source([step for step, _ in planned], [rate for _, rate in planned])
         look = {"color": VAL, "line_width": 1.6, "line_dash": "dashed", "legend_label": "planned"}
         hovered.append(made.line("x", "y", source=source, **look))
-    _hover(made, hovered, "rate", "0.000e+0")
-    _legend(made)
+    hover(made, hovered, "rate", "0.000e+0")
+    place_legend(made)
     return Chart("rate", "Learning rate", "as planned, and as each step was taken with", {"linear": made})
 
 
@@ -232,21 +240,23 @@ def _norm(run: RunData, rows: Sequence[Row], x_range: Range1d) -> Chart | None:
     known = positive[np.isfinite(positive)]
     low, high = float(known.min()), float(known.max())
     low, high = min(low, threshold or low) / 1.15, max(high, threshold or high) * 1.15
-    made = _figure(x_range, "L2 norm", _LOW + 40, Range1d(low, high), "log")
-    made.line("x", "y", source=_curve(steps, positive), color=TRAIN, line_width=1, alpha=0.35, legend_label="each step")
+    made = framed(x_range, "L2 norm", _LOW + 40, Range1d(low, high), "log")
+    made.line(
+        "x", "y", source=curve_source(steps, positive), color=TRAIN, line_width=1, alpha=0.35, legend_label="each step"
+    )
     _, clipped = column(rows, "train/clipped")
     if threshold and len(clipped) == len(positive):
         over = np.flatnonzero(clipped == 1)
         over = over[thinned(positive[over], _FEW_POINTS)] if len(over) else over
-        dots = {"source": _source(steps[over], positive[over]), "size": 3, "color": VAL, "alpha": 0.6}
+        dots = {"source": point_source(steps[over], positive[over]), "size": 3, "color": VAL, "alpha": 0.6}
         made.scatter("x", "y", **dots, legend_label="clipped")
         made.add_layout(Span(location=threshold, dimension="width", line_color=INK, line_dash="dashed", line_width=1.2))
     # on a logarithmic axis the typical norm is the geometric mean: one spike does not lift the line for long
     typical = np.exp(smoothed(np.log(positive), span_of(positive)))
-    source = _curve(steps, typical, _FEW_POINTS)
+    source = curve_source(steps, typical, _FEW_POINTS)
     line = made.line("x", "y", source=source, color=TRAIN, line_width=2.2, legend_label="smoothed")
-    _hover(made, [line], "norm", "0.000")
-    _legend(made)
+    hover(made, [line], "norm", "0.000")
+    place_legend(made)
     about = "before clipping, over all trained tensors"
     if threshold:
         share = f"; {np.nanmean(clipped):.0%} of the steps were clipped" if len(clipped) else ""
@@ -258,11 +268,11 @@ def _batch(run: RunData, rows: Sequence[Row], x_range: Range1d) -> Chart | None:
     if run.plan is None:
         return None
     moments = course(run.plan)
-    source = _source([moment.step for moment in moments], [moment.batch_size for moment in moments])
+    source = point_source([moment.step for moment in moments], [moment.batch_size for moment in moments])
     most = max(moment.batch_size for moment in moments)
-    made = _figure(x_range, "sequences", 130 if run.plan.batch.ramp is None else _LOW, Range1d(0, 1.15 * most))
+    made = framed(x_range, "sequences", 130 if run.plan.batch.ramp is None else _LOW, Range1d(0, 1.15 * most))
     line = made.step("x", "y", source=source, mode="after", color=TRAIN, line_width=2.2)
-    _hover(made, [line], "sequences", "0,0")
+    hover(made, [line], "sequences", "0,0")
     about = f"sequences of {run.plan.seq_len:,} tokens in a step, planned"
     return Chart("batch", "Batch size", about, {"linear": made})
 
@@ -276,30 +286,35 @@ def _simple(
     if not len(known) or not known.any():
         return None
     # one step that took no time must not squeeze the rest
-    made = _figure(x_range, about, _LOW, Range1d(0, 1.2 * float(np.quantile(known, 0.99))))
-    made.line("x", "y", source=_curve(steps, values, 2 * _FEW_POINTS), color=TRAIN, line_width=1, alpha=0.35)
-    source = _curve(steps, smoothed(values, span_of(values)), _FEW_POINTS)
+    made = framed(x_range, about, _LOW, Range1d(0, 1.2 * float(np.quantile(known, 0.99))))
+    made.line("x", "y", source=curve_source(steps, values, 2 * _FEW_POINTS), color=TRAIN, line_width=1, alpha=0.35)
+    source = curve_source(steps, smoothed(values, span_of(values)), _FEW_POINTS)
     line = made.line("x", "y", source=source, color=TRAIN, line_width=2.2)
-    _hover(made, [line], title.lower(), numbers)
+    hover(made, [line], title.lower(), numbers)
     return Chart(name, title, about, {"linear": made})
 
 
-def _source(steps: Any, values: Any = None) -> ColumnDataSource:
+def point_source(steps: Any, values: Any = None) -> ColumnDataSource:
+    """Points over steps, all of them."""
     columns = {"x": np.asarray(steps, dtype=np.float64)}
     if values is not None:
         columns["y"] = np.asarray(values, dtype=np.float64)
     return ColumnDataSource(columns)
 
 
-def _curve(steps: Floats, values: Floats, most: int = MOST_POINTS) -> ColumnDataSource:
+def curve_source(steps: Floats, values: Floats, most: int = MOST_POINTS) -> ColumnDataSource:
     """A curve with as many points as can be told apart; in 32 bits, since nobody sees the others."""
     chosen = thinned(values, most)
     return ColumnDataSource({"x": steps[chosen].astype(np.int32), "y": values[chosen].astype(np.float32)})
 
 
-def _figure(x_range: Range1d, label: str, height: int, y_range: Range1d, kind: str = "linear") -> Any:
+def framed(
+    x_range: Range1d, label: str, height: int, y_range: Range1d, kind: str = "linear", x_kind: str = "linear"
+) -> Any:
+    """An empty figure as all of a page look, over a range that others share."""
     made = figure(
         height=height, sizing_mode="stretch_width", x_range=x_range, y_range=y_range, y_axis_type=kind,
+        x_axis_type=x_kind,
         tools=[PanTool(), BoxZoomTool(), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool()],
         background_fill_color=None, border_fill_color=None, outline_line_color=None,
         min_border_left=70, min_border_right=12,
@@ -309,7 +324,8 @@ def _figure(x_range: Range1d, label: str, height: int, y_range: Range1d, kind: s
     made.toolbar.active_drag = made.toolbar.tools[1]
     made.xaxis.axis_label = "step"
     made.yaxis.axis_label = label
-    made.xaxis.formatter.use_scientific = False
+    if x_kind == "linear":
+        made.xaxis.formatter.use_scientific = False
     if kind == "log" or 0 < y_range.end < 0.1:
         made.yaxis.formatter = PrintfTickFormatter(format="%.3g")
     elif y_range.end > 2_000:
@@ -346,12 +362,14 @@ def _vertical(made: Any, source: ColumnDataSource, label: str, dash: str, color:
         made.vspan(x="x", source=source, line_color=color, line_dash=dash, line_width=1.2, legend_label=label)
 
 
-def _hover(made: Any, renderers: Sequence[GlyphRenderer], name: str, numbers: str) -> None:
-    tooltips = [("step", "@step{0,0}"), (name, f"@y{{{numbers}}}")]
+def hover(made: Any, renderers: Sequence[GlyphRenderer], name: str, numbers: str, of: str = "step") -> None:
+    """Say where a curve is, under the pointer; `step` is added to every source by the page's script."""
+    tooltips = [(of, "@step{0,0}"), (name, f"@y{{{numbers}}}")]
     made.add_tools(HoverTool(renderers=list(renderers), mode="vline", tooltips=tooltips))
 
 
-def _legend(made: Any, place: str = "top_right") -> None:
+def place_legend(made: Any, place: str = "top_right") -> None:
+    """Make a legend plain, with entries that switch their curve off and on."""
     for legend in made.select(Legend):
         legend.location = place
         legend.click_policy = "hide"

@@ -88,8 +88,16 @@ def measured(left: Joined, right: Joined) -> Measured | None:
     if not (left.train or left.val) or not (right.train or right.val):
         return None
     train = _common(left.train, right.train, "train/loss")
-    first = next((loss for loss in train if not _same(loss)), None)
-    return Measured((left, right), train, _common(left.val, right.val, "val/loss"), first)
+    return Measured((left, right), train, _common(left.val, right.val, "val/loss"), _first_apart(train))
+
+
+def first_apart(left: Sequence[Row], right: Sequence[Row]) -> Loss | None:
+    """The first step of both whose training losses are not the same to the bit."""
+    return _first_apart(_common(left, right, "train/loss"))
+
+
+def _first_apart(losses: Sequence[Loss]) -> Loss | None:
+    return next((loss for loss in losses if not _same(loss)), None)
 
 
 def _common(left: Sequence[Row], right: Sequence[Row], key: str) -> tuple[Loss, ...]:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey.
 TRAIN, VAL, MARK, SPIKE, INK, PALE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333", "#B8B8B8"
+ARMS = (
+    (TRAIN, "solid"), (VAL, "dashed"), (MARK, "solid"), (SPIKE, "dashed"), (INK, "dotted"),
+    (TRAIN, "dotdash"), (VAL, "dotted"), (MARK, "dotdash"),
+)  # fmt: skip
+"""How to tell things apart that are drawn in one chart: by colour, and by the line as well."""
 FAINT = "#555555"
 _LEFT, _WIDTH, _BOTTOM, _TOP, _GAP = 0.1, 0.87, 0.55, 0.85, 0.24
 """The frame: shares of the width, then inches."""
