@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 
 from trainwell import faults
 from trainwell.cli import parts, ranks
+from trainwell.cli.each import Common, train_each
 from trainwell.cli.failures import of_several
 from trainwell.cli.flags import with_config_flags
 from trainwell.cli.out_of_memory import advice, ran_out
@@ -87,6 +88,16 @@ def train(
             negative=(),
         ),
     ] = False,
+    each: Annotated[
+        list[str] | None,
+        Parameter(
+            help="KEY=VALUE,VALUE,...: a run for each value, in runs/NAME/KEY=VALUE; repeated, for every combination.",
+            negative=(),
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, Parameter(name=["-j", "--jobs"], help="Runs of --each at the same time.", validator=Number(gte=1))
+    ] = 1,
     allow_change: Annotated[
         list[str] | None,
         Parameter(help="A key that may change although the run continues; may be repeated.", negative=()),
@@ -115,6 +126,14 @@ def train(
     with stopping_on_signals() as stopping:
         announce()
         given, processes = parts.current(), ranks.number(nproc)
+        if each:
+            alone = [name for name, on in {"steps": steps, "profile": profile, "restarts": restarts}.items() if on]
+            shared: dict[str, object] = {"allow-change": allow_change, "skip": skip, "nproc": nproc}
+            switches = {"strict": strict, "download": download}
+            common = Common(target, config, switches, shared, flags, allow_change or ())
+            return train_each(
+                common, each, jobs, run, dry_run=dry_run, alone=alone, prepare=partial(_prepare, given, download)
+            )
         others: dict[str, object] = {"restarts": restarts, "profile": profile}
         ranks.refuse(target, run, processes, {**others, "dry-run": dry_run, "steps": steps})
         if steps is not None:
@@ -144,6 +163,12 @@ def train(
             return ranks.start_ranks(again, start.run_dir, processes)
         _train(start, given, store, stopping, profile=profile)
     return None
+
+
+def _prepare(given: Mapping[str, Any], download: bool, start: Start) -> None:
+    """Make the data of runs that are about to start, so that they find it and do not all make it at once."""
+    if given.get("data") is None:
+        _checked_data(start, download=download)
 
 
 def _as_rank(

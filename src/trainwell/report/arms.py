@@ -159,7 +159,8 @@ def sentence(contrast: Contrast, verdict: Verdict) -> str:
     more = ""
     if found.more is not None:
         count = "more than a thousand" if found.more >= 1000 else f"about {found.more}"
-        more = f"; if the difference is what it seems, {count} more seeds of each would decide"
+        seeds = "seed" if found.more == 1 else "seeds"
+        more = f"; if the difference is what it seems, {count} more {seeds} of each would decide"
     return f"{contrast.arm.name} against {base.name} is inside the noise ({interval}){more}"
 
 
