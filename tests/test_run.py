@@ -15,7 +15,8 @@ from trainwell.data.prepare import prepare
 from trainwell.errors import ConfigError, DataError, RunBusyError, StorageError
 from trainwell.evaluate import Evaluation
 from trainwell.fit import fit, steps
-from trainwell.run import Due, Run
+from trainwell.planning.due import Due
+from trainwell.run import Run
 from trainwell.runs.metrics import MetricsFile
 from trainwell.runs.samples import SamplesFile
 

@@ -302,9 +302,16 @@ def _assemble(start: Start, given: Given, data: Data, plan: Plan, asked: str, wo
         bands=bands_for(config, data.info.corpus_sha256) if not custom else (),
         parent=start.parent,
         asked_duration=asked,
+        picture=_picture,
         world=world,
     )
     return run
+
+
+def _picture(path: Path) -> str:
+    from trainwell.report.inline import inline  # here: few runs are looked at in a notebook
+
+    return inline(path)
 
 
 def _at_most(config: RunConfig, plan: Plan, settings: Settings) -> int:

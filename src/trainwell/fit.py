@@ -9,7 +9,8 @@ import torch
 
 from trainwell import faults
 from trainwell.distributed.watchdog import Watchdog
-from trainwell.run import Due, Run
+from trainwell.planning.due import Due
+from trainwell.run import Run
 from trainwell.telling import drawn_when_diverged, tell
 from trainwell.trainer import StepResult
 

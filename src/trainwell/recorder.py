@@ -18,6 +18,7 @@ from trainwell.evaluate import Evaluation
 from trainwell.runs.bystander import NoMetrics
 from trainwell.runs.incidents import write_incident
 from trainwell.runs.metrics import MetricsFile
+from trainwell.runs.sinks import Sinks
 from trainwell.runs.throughput import mfu, peak_flops, tokens_per_second
 from trainwell.trainer import StepResult
 
@@ -44,6 +45,12 @@ class Recorder:
         self._console = run.console
         self._plan = run.plan
         self._file = (MetricsFile if run.world.main else NoMetrics)(run.run_dir.metrics_jsonl)
+        self._sinks = Sinks(
+            run.config.log.sink_names if run.world.main else (),
+            run.run_dir.path,
+            run.config.model_dump(mode="json"),
+            run.console.message,
+        )
         self._at_once = run.settings.device == "cpu"
         self._peak_flops = peak_flops(run.settings.device_name, run.settings.precision)
         self._waiting: list[_Waiting] = []
@@ -119,6 +126,7 @@ class Recorder:
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to the file; where that fails they wait, training goes on, and the next ones take them along."""
+        self._sinks.write(rows)
         self._unwritten += rows
         if not self._unwritten:
             return
@@ -130,6 +138,10 @@ class Recorder:
             self.unwritten = error
         else:
             self._unwritten, self.unwritten = [], None
+
+    def close(self) -> None:
+        """End the sinks; what is in the file stays."""
+        self._sinks.close()
 
     def sync(self) -> None:
         """Force what is written to the disk, so that no checkpoint is ahead of its metrics after a power cut."""

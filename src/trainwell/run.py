@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -29,6 +30,7 @@ from trainwell.evaluate import Evaluation, evaluate
 from trainwell.hellaswag import Question, hellaswag
 from trainwell.model.loss import Loss
 from trainwell.planning.bands import Band, band_line
+from trainwell.planning.due import Due, due
 from trainwell.planning.resolve import Plan
 from trainwell.planning.target import best_evaluation
 from trainwell.recorder import Recorder
@@ -44,15 +46,6 @@ from trainwell.stopping import Stop
 from trainwell.trainer import Trainer
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Due:
-    """What is to be done after a step."""
-
-    save: bool
-    evaluate: bool
-    sample: bool
 
 
 class _GivenUpError(Exception):
@@ -106,6 +99,8 @@ class Run:
     """Of HellaSwag, asked with every evaluation."""
     asked_duration: str = ""
     """The duration as it was asked for, before it was counted in steps."""
+    picture: Callable[[Path], str] | None = None
+    """Makes HTML of what is in its folder, for a notebook."""
     world: World = ALONE
     """The ranks that share its steps. All call every method here in the same order; the first prints and writes."""
 
@@ -166,17 +161,7 @@ class Run:
 
     def due(self, step: int) -> Due:
         """What is to be done after `step`: a function of the step and of nothing else."""
-        state = step + 1
-        last = state == self.num_steps
-
-        def on(every: int | None) -> bool:
-            return last or (every is not None and state % every == 0)
-
-        return Due(
-            save=on(self.plan.save_every),
-            evaluate=self.val is not None and on(self.plan.eval_every),
-            sample=self.samples and on(self.plan.sample_every),
-        )
+        return due(self.plan, step, evaluates=self.val is not None, samples=self.samples)
 
     def restore(self) -> None:
         """Own the folder; take the newest checkpoint that verifies, or start afresh, and say which."""
@@ -374,6 +359,7 @@ class Run:
             try:
                 self.metrics.flush(check=False, measure=not failed)
             finally:
+                self.metrics.close()
                 self.console.close()
                 if isinstance(self.batches, Prefetch):
                     self.batches.close(wait_for_it=not self._abandoned)
@@ -386,6 +372,9 @@ class Run:
         """Wait for no thread from now on: the process is about to end, and what is written stays."""
         self._abandoned = True
         self.saver.abandon()
+
+    def _repr_html_(self) -> str | None:
+        return None if self.picture is None else self.picture(self.run_dir.path)
 
     def __enter__(self) -> Self:
         return self

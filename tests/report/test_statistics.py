@@ -7,7 +7,7 @@ from math import inf, isclose
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from trainwell.report.statistics import LEVEL, difference, quantile
 

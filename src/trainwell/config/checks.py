@@ -17,6 +17,8 @@ _MOST_TOKENS = 10**18
 """Of a ramp: a thousand times the largest corpus there is."""
 _LOOKED_AT = 10_000
 """Numbers on either side that are tried as divisors: more than any model has heads."""
+SINKS = ("tensorboard", "trackio", "wandb")
+"""What `runs.sinks` can open."""
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -34,7 +36,15 @@ def problems(config: RunConfig) -> list[str]:
         *_length_problems(config),
         *_rate_problems(config),
         *_arithmetic_problems(config),
+        *_sink_problems(config),
     ]
+
+
+def _sink_problems(config: RunConfig) -> Iterable[str]:
+    """A sink that there is none of."""
+    for name in config.log.sink_names:
+        if name not in SINKS:
+            yield f"log.sinks: {name!r} is none; allowed are {', '.join(SINKS)}{did_you_mean(name, SINKS)}"
 
 
 def training_problems(config: RunConfig) -> list[str]:

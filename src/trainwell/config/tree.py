@@ -262,6 +262,13 @@ class LogConfig(Section):
     """Steps between printed lines."""
     plots: bool = True
     """Draw the curves as PNG files and write report.html when the run ends."""
+    sinks: str | None = None
+    """Where else each row goes: tensorboard, trackio, wandb; several with commas."""
+
+    @property
+    def sink_names(self) -> tuple[str, ...]:
+        """The sinks by their names."""
+        return tuple(name.strip() for name in (self.sinks or "").split(",") if name.strip())
 
 
 class FastConfig(Section):

@@ -32,7 +32,7 @@ def write_plots(run: RunData) -> list[Path]:
         return []
     run.dir.plots.mkdir(exist_ok=True)
     written = []
-    pictures = [("lr", _draw_lr), ("loss", _draw_loss), ("grad_norm", _draw_norm)]
+    pictures = [("lr", rate_picture), ("loss", loss_picture), ("grad_norm", _draw_norm)]
     if any("val/accuracy" in row for row in run.val):
         pictures.append(("accuracy", _draw_accuracy))
     for name, draw in pictures:
@@ -42,7 +42,8 @@ def write_plots(run: RunData) -> list[Path]:
     return written
 
 
-def _draw_lr(run: RunData) -> Figure:
+def rate_picture(run: RunData) -> Figure:
+    """The rate on record, over the planned one where that is known."""
     steps, rates = column(run.train, "train/lr")
     recorded = steps.tolist(), rates.tolist()
     if run.plan:
@@ -54,7 +55,8 @@ def _draw_lr(run: RunData) -> Figure:
     return figure
 
 
-def _draw_loss(run: RunData) -> Figure:
+def loss_picture(run: RunData) -> Figure:
+    """The losses of training and validation."""
     figure, axes = _figure(run, "loss")
     steps, losses = column(run.train, "train/loss")
     axes.plot(steps, losses, color=TRAIN, lw=0.7, alpha=0.3)
