@@ -9,7 +9,6 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
@@ -28,6 +27,7 @@ from trainwell.planning.resolve import Plan
 from trainwell.planning.speed import UTILISATION
 from trainwell.runs.rundir import RunDir, is_run
 from trainwell.runs.throughput import peak_flops
+from trainwell.version import version_of
 
 Compile = bool | Literal["blocks", "max-autotune"]
 
@@ -217,14 +217,7 @@ def environment(settings: Settings) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The versions of everything that decides bits."""
     packages = ("trainwell", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed, run from its source"
+    return {"python": platform.python_version()} | {name: version_of(name) for name in packages}
 
 
 def _device(config: RunConfig, before: dict[str, Any], say: Callable[[str], None]) -> str:

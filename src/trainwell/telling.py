@@ -33,7 +33,9 @@ def _draw(run: Run, data: RunData) -> None:
     except (OSError, StorageError) as error:
         run.console.message(f"no plots or report: {error}")
     except ModuleNotFoundError as error:
-        run.console.message(f"no report: {error}; pip install {error.name}, then trainwell show {run.run_dir.shown}")
+        if error.name != "bokeh":
+            raise
+        run.console.message(f"no report: {error}; pip install bokeh, then trainwell show {run.run_dir.shown}")
 
 
 @contextmanager

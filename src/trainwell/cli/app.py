@@ -14,6 +14,7 @@ from trainwell.cli import parts
 from trainwell.cli.failures import explained, is_too_long, speaks
 from trainwell.errors import TrainwellError
 from trainwell.runs.console import safe
+from trainwell.version import version_of
 
 VERBS = {
     "train": "Start a recipe, continue a run, or branch from a step of one.",
@@ -51,9 +52,7 @@ def app() -> App:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return f"trainwell {version('trainwell')}"
+    return f"trainwell {version_of()}"
 
 
 def main(tokens: Sequence[str] | None = None, given: Mapping[str, Any] | None = None) -> None:

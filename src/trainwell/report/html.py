@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from time import strftime
@@ -23,6 +22,7 @@ from trainwell.errors import StorageError
 from trainwell.report.columns import Axis, Floats
 from trainwell.report.picture import INK, MARK, PALE, SPIKE, TRAIN, VAL
 from trainwell.runs.console import safe
+from trainwell.version import version_of
 
 COLOURS = (
     (TRAIN, "#56B4E9"), (VAL, "#E69F00"), (MARK, "#2FC192"), (SPIKE, "#F0A3CC"), (INK, "#D6D4CE"), (PALE, "#50535A"),
@@ -110,7 +110,7 @@ def page(template: str, context: Mapping[str, Any], drawing: Drawn, reload_s: fl
             scripts=[Markup(script) for script in scripts],
             page_json=Markup(_as_data(facts)),
             written=strftime("%Y-%m-%d %H:%M:%S %z"),
-            version=version("trainwell"),
+            version=version_of(),
         )
     )
 
