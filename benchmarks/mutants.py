@@ -87,9 +87,9 @@ MUTANTS = (
     Mutant(
         "saved one step late",
         "loop",
-        "run.py",
-        "        state = step + 1\n        last",
-        "        state = step\n        last",
+        "planning/due.py",
+        "    state = step + 1\n    last",
+        "    state = step\n    last",
         "tests/test_run.py",
     ),
     Mutant(

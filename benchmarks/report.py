@@ -3,26 +3,28 @@
     python benchmarks/report.py page      seconds to write it, its size, and milliseconds until it can be used
     python benchmarks/report.py serve     the step time of a run with and without --watch --serve under 200 slow clients
 
-The second trains the demo and switches the server on and off in turn, so that the machine's own drift falls out; it
-prints the ratio of the median step times and its spread over the pairs.
+The second trains the demo, and stops the server and lets it go on in turn, every few seconds, so that the machine's own
+drift falls out; it prints the median ratio of the mean step times of neighbouring phases, with its standard error.
 """
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median, quantiles, stdev
 
 from trainwell.report.load import load_run
 from trainwell.report.run_page import write_report
 
 LINES = 100_000
-CLIENTS, PAIRS, PHASE_S = 200, 5, 30.0
+CLIENTS, PAIRS, PHASE_S = 200, 60, 3.0
 
 
 def page() -> None:
@@ -69,43 +71,57 @@ def _ready_ms(file: Path) -> str:
 
 
 def serve() -> None:
-    """Train, and switch --watch --serve with slow clients on and off."""
+    """Train, and let --watch --serve with slow clients run every other phase."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         training = _train(run, "1000000")
         try:
             while not (run / "metrics.jsonl").exists():
                 time.sleep(0.5)
-            time.sleep(20)
-            ratios = [_pair(run) for _ in range(PAIRS)]
+            time.sleep(10)
+            edges = _alternated(run)
         finally:
             training.terminate()
             training.wait()
-    spread = stdev(ratios) if len(ratios) > 1 else 0.0
-    print(f"step time with --watch --serve and {CLIENTS} slow clients / without: {fmean(ratios):.4f} +- {spread:.4f}")
-    print(f"pairs of {PHASE_S:.0f} s: {' '.join(f'{ratio:.4f}' for ratio in ratios)}")
+        ratios = _ratios(_rows(run), edges)
+    error = 1.25 * stdev(ratios) / len(ratios) ** 0.5
+    print(f"step time with --watch --serve and {CLIENTS} slow clients / without: {median(ratios):.4f} +- {error:.4f}")
+    middle = ", ".join(f"{each:.4f}" for each in quantiles(ratios))
+    print(f"{len(ratios)} pairs of {PHASE_S:.0f} s; quartiles {middle}")
 
 
-def _pair(run: Path) -> float:
-    alone = _median_ms(run)
+def _alternated(run: Path) -> list[int]:
+    """The number of lines in metrics.jsonl at the edges of the phases: without, with, without, ..."""
     words = [sys.executable, "-m", "trainwell", "show", str(run), "--watch", "--serve"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline().split("127.0.0.1:")[1].split("/")[0])
         clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(CLIENTS)]
-        served = _median_ms(run, clients, port)
+        server.stdout.readline()  # the first page is written: what is measured is a server at work
+        edges = [_lines(run)]
+        for phase in range(2 * PAIRS):
+            served = phase % 2 == 1
+            server.send_signal(signal.SIGCONT if served else signal.SIGSTOP)
+            clients = _phase(clients, port if served else None)
+            edges.append(_lines(run))
+        server.send_signal(signal.SIGCONT)
         server.terminate()
-    return served / alone
+    return edges
 
 
-def _median_ms(run: Path, clients: list[socket.socket] | None = None, port: int = 0) -> float:
-    """The median step of a phase, in which each client sends a letter a second and comes again when it was dropped."""
-    first, until = _steps(run), time.monotonic() + PHASE_S
-    while time.monotonic() < until:
+def _phase(clients: list[socket.socket], port: int | None) -> list[socket.socket]:
+    """Wait a phase, in which each client sends a letter a second to `port`, if that is served."""
+    for _ in range(round(PHASE_S)):
         time.sleep(1)
-        if clients is not None:
-            clients[:] = [_tickled(client, port) for client in clients]
-    return median(row["train/step_ms"] for row in _rows(run)[first:])
+        if port is not None:
+            clients = [_tickled(client, port) for client in clients]
+    return clients
+
+
+def _ratios(rows: list[dict[str, float]], edges: list[int]) -> list[float]:
+    """Of each pair of phases: the mean step time of the later over that of the earlier."""
+    means = [fmean(row["train/step_ms"] for row in rows[start:end]) for start, end in pairwise(edges)]
+    return [served / alone for alone, served in zip(means[::2], means[1::2], strict=True)]
 
 
 def _tickled(client: socket.socket, port: int) -> socket.socket:
@@ -118,11 +134,11 @@ def _tickled(client: socket.socket, port: int) -> socket.socket:
 
 def _rows(run: Path) -> list[dict[str, float]]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:-1]
-    return [row for row in map(json.loads, lines) if "train/step_ms" in row]
+    return [json.loads(line) for line in lines]
 
 
-def _steps(run: Path) -> int:
-    return len(_rows(run))
+def _lines(run: Path) -> int:
+    return (run / "metrics.jsonl").read_bytes().count(b"\n")
 
 
 def _train(run: Path, steps: str) -> "subprocess.Popen[bytes]":

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,11 @@ def wait_ready(page: Any) -> None:
 
 def wait_until(page: Any, expression: str) -> None:
     """Wait until an expression is true; asked from here, since the page's policy lets no text become code."""
+    from playwright.sync_api import Error
+
     for _ in range(600):
-        if page.evaluate(expression):
-            return
+        with suppress(Error):  # the page is being left for another, or for itself
+            if page.evaluate(expression):
+                return
         page.wait_for_timeout(100)
     pytest.fail(f"never came true: {expression}")

@@ -69,7 +69,7 @@ def test_the_lines_of_the_book_come_first_and_then_those_of_the_run(
     beside = capsys.readouterr().out
     assert beside.startswith(alone)
     said = beside.removeprefix(alone).splitlines()
-    assert [line.partition(":")[0] for line in said[-2:]] == ["checkpoint", "plots"]
+    assert [line.partition(":")[0] for line in said[-2:]] == ["plots", "report"]
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,10 @@ def test_hostile_names_in_a_command_never_reach_the_terminal(command: Command, o
         assert steers(said.out + said.err) == []
 
 
+MOMENTS = {"starts.py", "sinks.py", "index.py"}
+"""They say when something was, or hold a moment against that of a file, and measure no duration."""
+
+
 def test_no_duration_is_measured_with_a_clock_that_can_jump() -> None:
     jumping = {
         ("time", "time"),
@@ -246,6 +250,8 @@ def test_no_duration_is_measured_with_a_clock_that_can_jump() -> None:
     }
     found = []
     for path in Path(trainwell.__file__).parent.rglob("*.py"):
+        if path.name in MOMENTS:
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
             if called and (node.value.id, node.attr) in jumping:  # type: ignore[attr-defined]
