@@ -31,7 +31,8 @@ soak: $(READY) # every promise of docs/reliability.md, at length; writes the pag
 	$(BIN)/python -m benchmarks.soak
 
 bench: $(READY) # with the peers that are installed: pip install '.[bench]'
-	@for file in $(filter-out benchmarks/fuzz.py benchmarks/mutants.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/browser.py benchmarks/fuzz.py benchmarks/mutants.py benchmarks/pictures.py benchmarks/report.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
+	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.speed
 
 # The last install is the book's own functions, an oracle for tests, without what else they ask for.

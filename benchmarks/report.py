@@ -1,14 +1,13 @@
 """What reports cost: a page of 100,000 lines, and what watching and serving take from a run that trains.
 
-    python benchmarks/report.py page      seconds to write it, its size, and milliseconds until it can be used
-    python benchmarks/report.py serve     the step time of a run with and without --watch --serve under 200 slow clients
+    python -m benchmarks.report page      seconds to write it, its size, and milliseconds until it can be used
+    python -m benchmarks.report serve     the step time of a run with and without --watch --serve under 200 slow clients
 
 The second trains the demo, and stops the server and lets it go on in turn, every few seconds, so that the machine's own
 drift falls out; it prints the median ratio of the mean step times of neighbouring phases, with its standard error.
 """
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,8 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median, quantiles, stdev
+
+from benchmarks.browser import chromium, installed, wait_ready
 
 from trainwell.report.load import load_run
 from trainwell.report.run_page import write_report
@@ -52,21 +53,16 @@ def _lengthen(file: Path) -> None:
 
 
 def _ready_ms(file: Path) -> str:
-    place = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if place is None:
+    if installed() is None:
         return "unknown, for want of a browser,"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"])
+    with chromium() as browser:
         found = []
         for _ in range(3):
             tab = browser.new_page()
             tab.goto(file.as_uri())
-            tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+            wait_ready(tab)
             found.append(int(tab.get_attribute("html", "data-ready") or 0))
             tab.close()
-        browser.close()
     return " ".join(map(str, found))
 
 

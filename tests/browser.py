@@ -1,6 +1,5 @@
 """A real browser for tests: the system's own Chromium, headless, or a reason why there is none."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -9,7 +8,8 @@ from typing import Any
 
 import pytest
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from benchmarks import browser
+
 CLEAN = ("info", "log", "debug")
 """Kinds of console lines that are no complaint."""
 
@@ -27,25 +27,18 @@ class Seen:
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A browser; the test is skipped where none is installed."""
-    found = next((place for name in _NAMES if (place := shutil.which(name))), None)
-    if found is None:
+    if browser.installed() is None:
         pytest.skip("no Chromium on this machine: make ci-deps installs one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        try:
-            yield browser
-        finally:
-            browser.close()
+    with browser.chromium() as found:
+        yield found
 
 
-def look(browser: Any, file: Path | str, *, dark: bool = False, phone: bool = False) -> Seen:
+def look(opened: Any, file: Path | str, *, dark: bool = False, phone: bool = False) -> Seen:
     """Open a file or an address and wait until its charts stand."""
     width, height = (390, 844) if phone else (1280, 900)
     scheme = "dark" if dark else "light"
     viewport = {"width": width, "height": height}
-    context = browser.new_context(viewport=viewport, color_scheme=scheme, is_mobile=phone, has_touch=phone)
+    context = opened.new_context(viewport=viewport, color_scheme=scheme, is_mobile=phone, has_touch=phone)
     page = context.new_page()
     seen = Seen(page)
 
@@ -58,13 +51,8 @@ def look(browser: Any, file: Path | str, *, dark: bool = False, phone: bool = Fa
     page.on("request", lambda request: seen.requests.append(request.url))
     page.on("dialog", refuse)
     page.goto(file if isinstance(file, str) else file.as_uri())
-    wait_ready(page)
+    browser.wait_ready(page)
     return seen
-
-
-def wait_ready(page: Any) -> None:
-    """Wait until the page's script is through."""
-    page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
 
 
 def wait_until(page: Any, expression: str) -> None:

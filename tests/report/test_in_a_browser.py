@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser import chromium, look, wait_ready, wait_until
+from benchmarks.browser import wait_ready
+from tests.browser import chromium, look, wait_until
 
 from trainwell.report.index import entries, write_index
 from trainwell.report.load import load_run
