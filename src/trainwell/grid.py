@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainwell.errors import DivergedError, StorageError
+from trainwell.runs import processors
 from trainwell.runs.gridfolder import Cell
 from trainwell.supervise import on_stop_signals
 
@@ -87,7 +88,7 @@ def _start(cell: Cell, command: Sequence[str], log: Path, environment: Mapping[s
 
 def _environment(jobs: int) -> dict[str, str]:
     """Each job has its share of the cores, unless it was said how many."""
-    shared = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    shared = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, processors.usable() // jobs))}
     return {**shared, **os.environ}
 
 

@@ -27,7 +27,7 @@ def test_a_page_is_written_for_each_piece_of_news_until_the_run_is_over(make_run
         assert news.wait(timeout=60)
         news.clear()
 
-    thread = threading.Thread(target=watch, args=(path, publish, said.append), kwargs={"every_s": 0.05, "nice": 0})
+    thread = threading.Thread(target=watch, args=(path, publish, said.append), kwargs={"every_s": 0.05, "share": 0})
     with RunDir(path).lock():
         thread.start()
         wait_for_news()
@@ -46,7 +46,7 @@ def test_a_page_is_written_for_each_piece_of_news_until_the_run_is_over(make_run
 def test_a_finished_run_is_written_once(make_run: Maker) -> None:
     said, pages = list[str](), list[bytes]()
     path = make_run(num_steps=20)
-    watch(path, pages.append, said.append, nice=0)
+    watch(path, pages.append, said.append)
     assert len(pages) == 1
     assert said == [f"{path}/report.html: written"]
 

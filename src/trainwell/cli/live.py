@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainwell.cli.output import print_json, print_rich
 from trainwell.errors import ConfigError
+from trainwell.runs import processors
 from trainwell.runs.console import safe
 
 ADDRESS = "127.0.0.1:0"
@@ -22,6 +23,7 @@ def follow(path: Path, *, watching: bool, address: str | None) -> None:
     from trainwell.report.serve import PageServer
     from trainwell.report.watch import watch, write_once
 
+    processors.step_back()
     server = None if address is None else PageServer(*_parsed(address))
 
     def publish(page: bytes) -> None:

@@ -5,7 +5,6 @@ at once, and share the text. Knows texts and tokenizers, no files.
 """
 
 import json
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from trainwell.data.shards import Tokens, token_dtype
 from trainwell.data.tokenizer import BytesTokenizer, CharsTokenizer, FileTokenizer, Gpt2Tokenizer, Tokenizer
 from trainwell.errors import DataError
+from trainwell.runs import processors
 
 PIECE = 2**18
 """Characters in a piece: enough to make its thread worth waking, few enough that an interrupt ends it soon."""
@@ -185,7 +185,7 @@ def _jobs(texts: Iterable[str], cut: NextCut) -> Iterator[list[_Piece]]:
 def _threads(asked: int | None, characters: int) -> int:
     """How many threads pay: no more than cores that this process may use, nor than pieces."""
     if asked is None:
-        asked = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        asked = processors.usable()
     return min(asked, -(-characters // PIECE))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainwell.errors import StoppedError, TrainwellError
+from trainwell.runs import processors
 from trainwell.runs.exits import Exit, read_exit
 
 LAUNCHED = "TRAINWELL_LAUNCH"
@@ -179,11 +180,7 @@ def verdict(failed: Sequence[Ended], end: Exit | None, *, asked: bool) -> Verdic
 
 def threads_each(processes: int) -> int:
     """Threads for each of so many processes on this machine: the cores, shared out."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # neither macOS nor Windows says which cores a process may use
-        cores = os.cpu_count() or 1
-    return max(1, cores // processes)
+    return max(1, processors.usable() // processes)
 
 
 def _name(number: int) -> str:

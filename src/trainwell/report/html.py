@@ -72,8 +72,9 @@ def drawn(charts: Sequence[Any], knots: Floats, axes: Mapping[str, Axis], whole:
         placed.append(Placed(chart.name, chart.title, chart.about, list(places.values())))
     figures = [figure for chart in charts for figure in chart.figures.values()]
     document = Document()
-    for figure in figures:
-        document.add_root(figure)
+    with document.models.freeze():  # or it would count its models anew for each
+        for figure in figures:
+            document.add_root(figure)
     docs, (item,) = standalone_docs_json_and_render_items(figures)
     data = {
         "docs": docs,

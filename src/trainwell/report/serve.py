@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from trainwell.errors import ConfigError
 
-_MOST_CONNECTIONS = 128
+_MOST_CONNECTIONS = 256
 """Of which the oldest is closed for the next: whoever only holds one open keeps nobody out."""
 _TIMEOUT_S = 10.0
 _HEADERS = {

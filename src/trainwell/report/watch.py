@@ -1,6 +1,5 @@
 """A report that follows its run: written anew when there is something new, at a cost that training does not notice."""
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,14 +8,14 @@ from pathlib import Path
 from trainwell.report.html import write
 from trainwell.report.load import load_run
 from trainwell.report.run_page import report
+from trainwell.runs import processors
 from trainwell.runs.rundir import RunDir
 
 SHORTEST_S = 5.0
-_SHARE = 50
-"""A page that took a second to make is made again after fifty at the earliest: 2 % of one core, at low priority."""
-NICE = 15
-"""How far this process steps back behind one that trains."""
+_SHARE = 200
+"""Where no core is idle, a page that took a second of one is made again after 200: half a percent, at low priority."""
 _GLANCE_S = 0.5
+_AGAIN = ", again every {:.0f} s, or less often while no core is idle"
 
 
 def watch(
@@ -25,14 +24,12 @@ def watch(
     say: Callable[[str], None],
     *,
     every_s: float = SHORTEST_S,
-    nice: int = NICE,
+    share: float = _SHARE,
 ) -> None:
     """Write the report of the run in `path` whenever there is news; return when the run has taken all its steps.
 
     `publish` gets each page as well. The page loads itself again until the run is over.
     """
-    with suppress(OSError, AttributeError):  # Windows has no such thing
-        os.nice(nice)
     seen: object = None
     while True:
         found = _stamp(RunDir(path))
@@ -40,9 +37,10 @@ def watch(
         if found != seen:
             began = time.process_time()
             over = _write(path, publish, every_s)
-            wait_s = max(every_s, _SHARE * (time.process_time() - began))
+            if not processors.one_is_idle():
+                wait_s = max(every_s, share * (time.process_time() - began))
             if seen is None or over:
-                say(f"{RunDir(path).report_html}: {'written' if over else f'written, again every {wait_s:.0f} s'}")
+                say(f"{RunDir(path).report_html}: written{'' if over else _AGAIN.format(every_s)}")
             if over:
                 return
             seen = found
