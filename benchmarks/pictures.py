@@ -1,7 +1,7 @@
 """Pictures of pages for the docs, from real runs.
 
     trainwell train demo
-    trainwell train demo --duration 300 --eval.every 100 --each optim.lr=1e-3,3e-3,1e-2,3e-2 \\
+    trainwell train demo --duration 300 --eval.every 100 --each optim.lr=3e-4,1e-3,3e-3,1e-2,3e-2 \\
         --each schedule.warmup=5%,0 --each optim.max_grad_norm=1.0,none --each seed=1,2,3 -j 2 --run runs/lr
     python -m benchmarks.pictures runs/demo runs/lr
 """
@@ -26,7 +26,7 @@ def main(run: str, grid: str) -> None:
         ("report", report, False, None, 1150),
         ("report-dark", report, True, "#curves", 900),
         ("index", Path(grid) / "index.html", False, None, 620),
-        ("compare", compared, False, "#chart-key", 470),
+        ("compare", compared, False, "#chart-key", 400),
     )
     with chromium() as browser:
         for name, file, dark, place, height in shots:
@@ -35,7 +35,7 @@ def main(run: str, grid: str) -> None:
             page.goto(file.resolve().as_uri())
             wait_ready(page)
             if place is not None:
-                page.evaluate(f"document.querySelector({place!r}).scrollIntoView({{behavior: 'instant'}})")
+                page.evaluate(f"document.querySelector({place!r}).scrollIntoView({{behavior: 'instant'}}); scrollBy(0, -16)")
             page.wait_for_timeout(500)
             page.screenshot(path=IMAGES / f"{name}.png")
             print(f"wrote {IMAGES / name}.png")

@@ -134,10 +134,43 @@ def test_a_run_without_evaluations_is_named() -> None:
     assert compare_trials([BETTER[:1], [silent]], by="steps").end == 20
 
 
+def test_of_a_folder_runs_that_are_not_done_are_left_out_and_named() -> None:
+    running = replace(BETTER[0], name="late", num_steps=40, notes=("late: running, step 25 of 40",))
+    silent = replace(WORSE[0], name="silent", val=())
+    found = compare_trials([[*BETTER[1:], running, *WORSE, silent]])
+    assert [len(arm.outcomes) for arm in found.arms] == [4, 5]
+    assert found.end == 2000
+    assert "left out: late: running, step 25 of 40" in found.warnings
+    assert "left out: silent has no evaluation" in found.warnings
+    assert compare_trials([[running], BETTER]).arms[0].outcomes[0].trial.name == "late"
+
+
+def test_of_a_folder_in_which_none_is_done_all_are_compared() -> None:
+    going = [replace(each, num_steps=40) for each in (*BETTER, *WORSE)]
+    assert [len(arm.outcomes) for arm in compare_trials([going]).arms] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((1.0, 2.0, 3.0), ["the best optim.lr, 0.001, is at the edge of what was tried: try smaller ones"]),
+        ((3.0, 2.0, 1.0), ["the best optim.lr, 0.1, is at the edge of what was tried: try larger ones"]),
+        ((2.0, 1.0, 3.0), []),
+    ],
+)
+def test_a_best_value_at_the_edge_of_those_tried_is_said(ends: tuple[float, ...], said: list[str]) -> None:
+    trials = [
+        each for rate, end in zip(("0.001", "0.01", "0.1"), ends, strict=True) for each in seeds("r", rate, [end])
+    ]
+    assert [*compare_trials([trials], along="optim.lr").warnings] == said
+
+
 def test_the_page_shows_names_as_text() -> None:
     evil = "<script>alert(1)</script>\u202e"
     named = [replace(each, settings={**each.settings, "extra.x": evil}, name=evil) for each in WORSE]
     page = verdict_page(compare_trials([BETTER, named], along="extra.x"), "extra.x")
+    many = [replace(each, settings={**each.settings, "optim.lr": str(at)}) for at, each in enumerate(named)]
+    page += verdict_page(compare_trials([many], along="optim.lr"), "optim.lr")
     assert "<script>alert" not in page
     assert "\u202e" not in page
     assert "&lt;script&gt;alert(1)" in page

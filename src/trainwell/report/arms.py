@@ -119,6 +119,7 @@ def compare_trials(
     `along` is a key: arms come in the order of its values, and are held against the best of them. Raises ConfigError
     where there is nothing to compare.
     """
+    targets, left_out = _with_a_result(targets)
     trials = [trial for target in targets for trial in target]
     key = _compared(trials)
     curves = [trial.curve(by, key) for trial in trials]
@@ -131,8 +132,20 @@ def compare_trials(
     arms = _ordered(_grouped(targets, outcomes, differing), along)
     base = arms[0] if along is None else min(arms, key=lambda arm: arm.mean)
     contrasts = tuple(_contrast(base, arm) for arm in arms if arm is not base)
-    warnings = tuple(_unfair(trials, by, contrasts))
+    warnings = (*_unfair(trials, by, contrasts), *_at_the_edge(arms, base, along), *left_out)
     return Verdict(by, key, span[1], differing, arms, base, contrasts, warnings, target_loss)
+
+
+def _with_a_result(targets: Sequence[Sequence[Trial]]) -> tuple[list[Sequence[Trial]], list[str]]:
+    """Of each folder of runs those that are done, where any are: one that is not would end the common range early."""
+    kept, notes = list[Sequence[Trial]](), list[str]()
+    for target in targets:
+        done = [trial for trial in target if trial.is_done] or [trial for trial in target if trial.val] or target
+        kept.append(done)
+        for trial in target:
+            if trial not in done:
+                notes.append(f"left out: {'; '.join(trial.notes) or f'{trial.name} has no evaluation'}")
+    return kept, notes
 
 
 def amount(value: float, by: str) -> str:
@@ -304,6 +317,17 @@ def _unfair(trials: Sequence[Trial], by: Measure, contrasts: Sequence[Contrast])
         yield f"compared by time, on other machines: {'; '.join(sorted(devices))}"
     yield from _too_small(trials, contrasts)
     yield from dict.fromkeys(note for trial in trials for note in trial.notes)
+
+
+def _at_the_edge(arms: Sequence[Arm], base: Arm, along: str | None) -> Iterator[str]:
+    """That the best of a range of numbers is its first or last, so a better one may lie outside."""
+    values = [] if along is None else sorted({as_number(arm.settings[along]) for arm in arms})
+    if along is None or len(values) < 3 or not isfinite(values[-1][0]):
+        return
+    best = as_number(base.settings[along])
+    for value, word in ((values[0], "smaller"), (values[-1], "larger")):
+        if best == value:
+            yield f"the best {along}, {value[1]}, is at the edge of what was tried: try {word} ones"
 
 
 def _other_lengths(trials: Sequence[Trial]) -> Iterator[str]:

@@ -64,6 +64,11 @@ class Trial:
         """Whether its evaluations say bits per byte, which do not depend on the tokenizer."""
         return any(row.get("val/bpb") is not None for row in self.val)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it was evaluated after the last step that was planned for it."""
+        return bool(self.val) and (self.num_steps is None or int(self.val[-1]["step"]) >= self.num_steps)
+
     def curve(self, by: Measure, key: str = "val/loss") -> tuple[Floats, Floats]:
         """Its evaluations: how far it was, ascending, and the loss; empty where it does not say how far."""
         points = [
