@@ -35,7 +35,9 @@ def main(run: str, grid: str) -> None:
             page.goto(file.resolve().as_uri())
             wait_ready(page)
             if place is not None:
-                page.evaluate(f"document.querySelector({place!r}).scrollIntoView({{behavior: 'instant'}}); scrollBy(0, -16)")
+                page.evaluate(
+                    f"document.querySelector({place!r}).scrollIntoView({{behavior: 'instant'}}); scrollBy(0, -16)"
+                )
             page.wait_for_timeout(500)
             page.screenshot(path=IMAGES / f"{name}.png")
             print(f"wrote {IMAGES / name}.png")

@@ -30,6 +30,7 @@ from trainwell.data.batches import (
 )
 from trainwell.data.examples import IGNORED
 from trainwell.data.order import count_windows
+from trainwell.data.stream import TokenStream
 from trainwell.errors import ConfigError, DataError
 from trainwell.optim.batch_plan import BatchPlan
 
@@ -248,8 +249,9 @@ def test_ids_that_travel_as_they_are_stored_come_out_the_same(dtype: type[np.int
 def test_reading_a_text_on_disk_holds_nothing_of_it_in_memory(tmp_path: Path) -> None:
     np.arange(100, dtype="<u2").tofile(tmp_path / "tokens")
     text = np.memmap(tmp_path / "tokens", dtype="<u2", mode="r")
-    windows = Windows(text, seq_len=9, stride=10)
-    assert np.shares_memory(windows._rows, text)
+    stream = TokenStream([text])
+    windows = Windows(stream, seq_len=9, stride=10)
+    assert np.shares_memory(stream.parts[0], text)
     assert not np.shares_memory(windows.ids(np.arange(9)), text)
     assert windows[3][0].tolist() == list(range(30, 39))
 

@@ -112,7 +112,7 @@ def test_examples_are_held_out_as_texts_are(tmp_path: Path) -> None:
         (tmp_path / f"{index:02}.txt").write_text(text)
     store = prepare(DataConfig(corpus=None, path=str(tmp_path), val_fraction=0.3, seq_len=4), cache=tmp_path / "cache")
     held_out = [text for text in texts if is_held_out(text, 0.3)]
-    assert store.tokenizer.decode(store.val.tolist()) == "".join(f"{text}<|endoftext|>" for text in held_out)
+    assert store.tokenizer.decode(store.val[:].tolist()) == "".join(f"{text}<|endoftext|>" for text in held_out)
 
 
 @pytest.mark.parametrize("text", ["x", " ", "word "])

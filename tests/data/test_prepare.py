@@ -56,8 +56,8 @@ def test_the_settings_of_a_run_are_enough(tmp_path: Path) -> None:
     store = prepare(settings, cache=tmp_path)
     text = read_corpus(corpus="python-docs").texts[0]
     cut = int((1 - settings.val_fraction) * len(text))
-    assert store.tokenizer.decode(store.train.tolist()) == text[:cut]
-    assert store.tokenizer.decode(store.val.tolist()) == text[cut:]
+    assert store.tokenizer.decode(store.train[:].tolist()) == text[:cut]
+    assert store.tokenizer.decode(store.val[:].tolist()) == text[cut:]
     assert store.info.version is not None
     assert store.info.num_texts == 1
 
@@ -69,15 +69,15 @@ def test_one_text_is_cut_at_a_character_and_nothing_is_added(
     folder = tmp_path_factory.mktemp("one")
     store = prepare(replace(one_text(folder, text), val_fraction=val_fraction), cache=folder)
     cut = int((1 - val_fraction) * len(text))
-    assert bytes(store.train.tolist()).decode() == text[:cut]
-    assert bytes(store.val.tolist()).decode() == text[cut:]
+    assert bytes(store.train[:].tolist()).decode() == text[:cut]
+    assert bytes(store.val[:].tolist()).decode() == text[cut:]
     assert store.info.train_bytes == store.info.train_tokens == len(text[:cut].encode())
     assert store.info.val_bytes == store.info.val_tokens == len(text[cut:].encode())
 
 
 def test_of_several_texts_each_is_whole_on_one_side_and_ended(tmp_path: Path) -> None:
     store = prepare(several_texts(tmp_path), cache=tmp_path)
-    train, val = documents(store.train), documents(store.val)
+    train, val = documents(store.train[:]), documents(store.val[:])
     assert sorted([*train, *val]) == sorted(f"This is text number {index}." for index in range(40))
     assert len(val) > 4
     assert store.info.val_bytes == sum(map(len, val))
@@ -87,9 +87,9 @@ def test_of_several_texts_each_is_whole_on_one_side_and_ended(tmp_path: Path) ->
 
 def test_adding_texts_moves_no_other(tmp_path: Path) -> None:
     settings = several_texts(tmp_path, 40)
-    before = documents(prepare(settings, cache=tmp_path).val)
+    before = documents(prepare(settings, cache=tmp_path).val[:])
     (tmp_path / "texts" / "000a.txt").write_text("One more.")
-    after = documents(prepare(settings, cache=tmp_path).val)
+    after = documents(prepare(settings, cache=tmp_path).val[:])
     assert [text for text in after if text != "One more."] == before
 
 
@@ -98,15 +98,15 @@ def test_copies_of_a_text_stay_on_one_side(tmp_path: Path) -> None:
     for file in list((tmp_path / "texts").iterdir()):
         file.with_name(f"copy-{file.name}").write_bytes(file.read_bytes())
     store = prepare(settings, cache=tmp_path)
-    assert not set(documents(store.train)) & set(documents(store.val))
+    assert not set(documents(store.train[:])) & set(documents(store.val[:]))
 
 
 def test_the_tail_of_several_texts_can_be_held_out(tmp_path: Path) -> None:
     store = prepare(replace(several_texts(tmp_path, 10), split="tail"), cache=tmp_path)
     together = "".join(f"This is text number {index}." for index in range(10))
     cut = int(0.7 * len(together))
-    assert "".join(documents(store.train)) == together[:cut]
-    assert "".join(documents(store.val)) == together[cut:]
+    assert "".join(documents(store.train[:])) == together[:cut]
+    assert "".join(documents(store.val[:])) == together[cut:]
 
 
 def test_a_second_call_opens_what_the_first_one_wrote(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_second_call_opens_what_the_first_one_wrote(tmp_path: Path) -> None:
     assert second.info == first.info
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.bin")} == written
     assert len(written) == 2
-    assert isinstance(second.train, np.memmap)
+    assert isinstance(second.train.parts[0], np.memmap)
 
 
 def test_the_fingerprint_covers_text_tokenizer_and_split(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from trainwell.data.corpora import read_corpus
+from trainwell.data.stream import TokenStream
+from trainwell.data.token_bytes import byte_lengths, count_bytes
 from trainwell.data.tokenizer import (
     BytesTokenizer,
     CharsTokenizer,
@@ -74,6 +76,14 @@ def test_every_id_is_below_the_vocabulary_size(tokenizer: Tokenizer) -> None:
 def test_the_end_of_a_text_can_be_seen(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_of_text is not None
     assert tokenizer.decode([tokenizer.end_of_text]) in {"<|endoftext|>", "</s>"}
+
+
+@pytest.mark.parametrize("text", [TRICKY, "", "more"])
+def test_the_bytes_of_a_text_are_counted_from_its_ids(tokenizer: Tokenizer, text: str) -> None:
+    ends = np.array([tokenizer.end_of_text], dtype=np.uint16)
+    stream = TokenStream([tokenizer.encode(text), ends, tokenizer.encode(text)])
+    assert byte_lengths(tokenizer) is not None
+    assert count_bytes(stream, tokenizer) == 2 * len(text.encode())
 
 
 def test_no_text_has_no_ids(tokenizer: Tokenizer) -> None:

@@ -24,6 +24,7 @@ VERBS = {
     "sample": "Text, answers or labels from a run or a step of it.",
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
 }
+_DATA = "Token files: what is in them."
 _THREADS = ("trainwell-save", "trainwell-data")
 """Threads of a run, which end with it, unless a second signal ended that."""
 _SPEAKER_FIRST_S = 1.0
@@ -48,6 +49,9 @@ def app() -> App:
     )
     for verb, help_line in VERBS.items():
         made.command(f"trainwell.cli.{verb}:{verb}", name=verb, help=help_line)
+    data = App(name="data", help=_DATA, result_action="return_value", suppress_keyboard_interrupt=False)
+    data.command("trainwell.cli.data:show", name="show", help="What token files hold, of whichever program.")
+    made.command(data)
     return made
 
 

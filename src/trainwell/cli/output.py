@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+import time
+from collections.abc import Callable
 from io import StringIO
 from math import isfinite
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 from trainwell.runs.console import safe
 
+_LONG_S = 2.0
 _LINE_END = re.compile(r"\n\s+")
 _FLAT_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
 
@@ -39,6 +42,20 @@ def wrote(*files: Path | None) -> None:
     for file in files:
         if file is not None:
             print(f"wrote {safe(str(file))}")
+
+
+def progress() -> Callable[[int, int], None] | None:
+    """Show on a terminal how far long data is prepared; short data is ready before there is anything to say."""
+    if not sys.stderr.isatty():
+        return None
+    begin = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        if time.monotonic() - begin > _LONG_S:
+            sys.stderr.write(f"\rpreparing the data: {done / total:.0%}" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+
+    return show
 
 
 class _Limited(StringIO):

@@ -4,8 +4,7 @@ Torch is imported once nothing else can be wrong.
 """
 
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from trainwell.cli.each import Common, train_each
 from trainwell.cli.failures import of_several
 from trainwell.cli.flags import with_config_flags
 from trainwell.cli.out_of_memory import advice, ran_out
+from trainwell.cli.output import progress
 from trainwell.cli.restarts import keep_running, written
 from trainwell.cli.signals import Stopping, stopping_on_signals
 from trainwell.config import checks
@@ -40,8 +40,6 @@ from trainwell.runs.rundir import RunDir, is_run, parse_target
 if TYPE_CHECKING:
     from trainwell.distributed.world import World
     from trainwell.run import Run
-
-_LONG_S = 2.0
 
 
 @with_config_flags
@@ -222,24 +220,10 @@ def _checked_data(start: Start, *, download: bool) -> Store:
     asked = start.config.eval.hellaswag
     if asked is not None and not Path(asked).expanduser().is_file():
         raise DataError(f"eval.hellaswag: there is no file {asked} (looked in {Path.cwd()})")
-    store = open_data(start.config.task, own_copies(start), download=download, on_progress=_tokenised())
+    store = open_data(start.config.task, own_copies(start), download=download, on_progress=progress())
     with suppress(NeedsTimingError):  # a number of steps that is measured once the model stands
         resolve(start.config, store.info)
     return store
-
-
-def _tokenised() -> Callable[[int, int], None] | None:
-    """Show on a terminal how far a long text is tokenised; short ones are done before there is anything to say."""
-    if not sys.stderr.isatty():
-        return None
-    begin = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        if time.monotonic() - begin > _LONG_S:
-            sys.stderr.write(f"\rtokenising: {done / total:.0%}" + ("\n" if done == total else ""))
-            sys.stderr.flush()
-
-    return show
 
 
 def _refuse_warnings(start: Start, store: Store | None) -> None:

@@ -49,7 +49,7 @@ class DataConfig(Section):
     corpus: str | None = "python-docs"
     """Corpus by name: python-docs (embedded), tiny-shakespeare, verdict. Excludes data.path."""
     path: str | None = None
-    """Your own UTF-8 text: a file, or a folder of .txt and .md. For tasks a .json, .jsonl or .csv. Excludes corpus."""
+    """Your own UTF-8 text (a file, or a folder of .txt and .md), or token files. For tasks a .json, .jsonl or .csv."""
     tokenizer: str = "bytes"
     """bytes, chars, gpt2, or the path of a Hugging Face tokenizer.json."""
     seq_len: Positive = 128

@@ -11,12 +11,12 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trainwell.data.examples import IGNORED
-from trainwell.data.order import windows_at
+from trainwell.data.order import count_windows, windows_at
+from trainwell.data.stream import Ids, TokenStream
 from trainwell.errors import ConfigError, DataError
 
 BUCKET = 32
@@ -59,18 +59,18 @@ class Examples(Protocol):
 
 
 class Windows:
-    """Windows of `seq_len` tokens at a stride over one array of ids, each with its targets one token later."""
+    """Windows of `seq_len` tokens at a stride over ids, each with its targets one token later."""
 
-    def __init__(self, tokens: NDArray[np.generic], seq_len: int, stride: int) -> None:
-        span = seq_len + 1
-        short = len(tokens) < span
-        self._rows = np.empty((0, span), tokens.dtype) if short else sliding_window_view(tokens, span)[::stride]
+    def __init__(self, tokens: NDArray[Any] | TokenStream, seq_len: int, stride: int) -> None:
+        self._stream = tokens if isinstance(tokens, TokenStream) else TokenStream([tokens])
+        self._span, self._stride = seq_len + 1, stride
+        self._count = count_windows(len(tokens), seq_len, stride)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        inputs, targets, _ = self.gather(np.array([index]))
+        inputs, targets, _ = self.gather(np.array([range(self._count)[index]]))
         return inputs[0], targets[0]
 
     def gather(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], None]:
@@ -78,9 +78,9 @@ class Windows:
         rows = self.ids(indices)
         return rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64), None
 
-    def ids(self, indices: NDArray[np.int64]) -> NDArray[np.generic]:
+    def ids(self, indices: NDArray[np.int64]) -> Ids:
         """The same in one piece and in the type in which the ids are stored: (len(indices), seq_len + 1)."""
-        return self._rows[indices]
+        return self._stream.rows(indices * self._stride, self._span)
 
 
 @runtime_checkable

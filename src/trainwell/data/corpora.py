@@ -16,7 +16,7 @@ from trainwell.errors import ConfigError, DataError
 from trainwell.runs import mirror
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_TEXT_SUFFIXES = {".txt", ".md"}
+TEXT_SUFFIXES = {".txt", ".md"}
 _EMBEDDED = "python-docs"
 
 
@@ -196,7 +196,7 @@ def _text_files(root: Path) -> Iterator[Path]:
     """Find the text files under `root`, leaving out what is hidden, such as .git and .venv."""
     for file in root.rglob("*"):
         hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-        if file.suffix.lower() in _TEXT_SUFFIXES and not hidden and file.is_file():
+        if file.suffix.lower() in TEXT_SUFFIXES and not hidden and file.is_file():
             yield file
 
 

@@ -17,6 +17,7 @@ from trainwell.data.corpora import Corpus, cache_folder, read_corpus
 from trainwell.data.gigatokens import faster_gpt2
 from trainwell.data.parallel import encode_texts
 from trainwell.data.shards import Tokens, open_shard, write_shard
+from trainwell.data.stream import TokenStream
 from trainwell.data.tokenizer import Tokenizer, load_tokenizer
 from trainwell.errors import DataError, StorageError
 
@@ -68,7 +69,7 @@ class StoreInfo:
     val_tokens: int
     """Tokens held out."""
     train_bytes: int
-    """UTF-8 bytes of the training text."""
+    """UTF-8 bytes of the training text; 0 where nobody counted them."""
     val_bytes: int
     """UTF-8 bytes of the validation text."""
     vocab_size: int
@@ -94,8 +95,8 @@ class TokenStore:
     """Prepared data: two streams of ids, memory-mapped and read-only, with what is known of them."""
 
     info: StoreInfo
-    train: Tokens
-    val: Tokens
+    train: TokenStream
+    val: TokenStream
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
     """What was special about tokenising, where this call did it."""
@@ -124,9 +125,10 @@ def prepare(
     notes = (
         () if folder.is_dir() else _tokenise(folder, corpus, tokenizer, on_progress, train=train_texts, val=val_texts)
     )
-    train = open_shard(folder / "train.bin", vocab_size=tokenizer.vocab_size)
-    val = open_shard(folder / "val.bin", vocab_size=tokenizer.vocab_size)
-    _check_lengths(data, training=len(train), validation=len(val))
+    train, val = (
+        TokenStream([open_shard(folder / f"{part}.bin", vocab_size=tokenizer.vocab_size)]) for part in ("train", "val")
+    )
+    check_lengths(data, training=len(train), validation=len(val))
     info = StoreInfo(
         train_tokens=len(train),
         val_tokens=len(val),
@@ -249,7 +251,8 @@ def _bytes(texts: Sequence[str]) -> int:
     return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
-def _check_lengths(data: DataSettings, **lengths: int) -> None:
+def check_lengths(data: DataSettings, **lengths: int) -> None:
+    """Raise DataError where a set is shorter than one window."""
     needed = data.seq_len + 1
     short = [f"the {name} set has {length:,}" for name, length in lengths.items() if length < needed]
     if short:

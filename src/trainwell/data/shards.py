@@ -26,7 +26,7 @@ from trainwell.errors import DataError
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 
-_MAGIC = b"TRAINWEL"
+MAGIC = b"TRAINWEL"
 _VERSION = 1
 _FIELDS = struct.Struct("<8sIIQQ32s192x")
 _DTYPES: dict[int, np.dtype[np.unsignedinteger[Any]]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
@@ -104,7 +104,7 @@ def _digest(file: BinaryIO, blank_header: bytes) -> bytes:
 
 
 def _header(itemsize: int, count: int, vocab_size: int, digest: bytes) -> bytes:
-    return _FIELDS.pack(_MAGIC, _VERSION, itemsize, count, vocab_size, digest)
+    return _FIELDS.pack(MAGIC, _VERSION, itemsize, count, vocab_size, digest)
 
 
 def _check(path: Path, fields: bytes, size: int) -> tuple[int, int, int]:
@@ -112,7 +112,7 @@ def _check(path: Path, fields: bytes, size: int) -> tuple[int, int, int]:
     if len(fields) < _FIELDS.size:
         raise _damaged(path, f"it has {len(fields)} bytes, and the header alone has {_FIELDS.size}")
     magic, version, itemsize, count, vocab_size, _ = _FIELDS.unpack(fields)
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise _damaged(path, "it does not begin like a token shard")
     if version != _VERSION or itemsize not in _DTYPES:
         raise _damaged(path, f"version {version} with {itemsize} bytes per token is unknown here")

@@ -6,6 +6,7 @@ from trainwell.data.classify import ClassifySettings, prepare_classify
 from trainwell.data.examples import ExampleStore
 from trainwell.data.instruct import InstructSettings, prepare_instruct
 from trainwell.data.prepare import DataSettings, OnProgress, TokenStore, prepare
+from trainwell.data.stores import is_store, open_store
 
 Store = TokenStore | ExampleStore
 """What `open_data` gives; both have `info`, `train`, `val`, `tokenizer` and `notes`."""
@@ -24,4 +25,6 @@ def open_data(task: str, data: TaskSettings, *, download: bool = False, on_progr
         return prepare_instruct(data)
     if task == "classify":
         return prepare_classify(data)
+    if is_store(data.path):
+        return open_store(data, on_progress=on_progress)
     return prepare(data, download=download, on_progress=on_progress)

@@ -290,6 +290,16 @@ class FileTokenizer:
         """The ids of the file's special tokens, which `encode` never gives."""
         return frozenset(index for index, token in self._inner.get_added_tokens_decoder().items() if token.special)
 
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether each token stands for bytes of its own, spelled as GPT-2's are: a character for a byte."""
+        return (json.loads(self.content).get("decoder") or {}).get("type") == "ByteLevel"
+
+    def size_of(self, index: int) -> int:
+        """The bytes that an id of a byte-level tokenizer stands for; 0 for one that does not exist."""
+        added = self._inner.get_added_tokens_decoder().get(index)
+        return len(self._inner.id_to_token(index) or "") if added is None else len(added.content.encode())
+
     def encode_with_specials(self, text: str) -> Tokens:
         """Return the ids of `text`, shape (n,), its special tokens as such: for text from a chat template."""
         _utf8(text)

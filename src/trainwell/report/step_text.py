@@ -141,7 +141,9 @@ class _Places:
         self._stride = config.data.stride or config.data.seq_len
         self._store = store
         several = store.info.num_texts > 1
-        ends = np.flatnonzero(store.train == store.tokenizer.end_of_text) if several else np.array([], dtype=np.int64)
+        ends = (
+            np.flatnonzero(store.train[:] == store.tokenizer.end_of_text) if several else np.array([], dtype=np.int64)
+        )
         self._starts = np.concatenate([[0], ends + 1])
         self._texts = dict(self._read()) if several else {}
 
