@@ -61,9 +61,9 @@ def charts(run: RunData, rows: Sequence[Row], val: Sequence[Row], marks: "Marks"
     start, end = whole_of(run)
     x_range = Range1d(start, end, name="steps", bounds=None)
     speeds = [
-        _simple(rows, x_range, "train/tokens_per_sec", "speed", "Speed", "tokens a second", "0,0"),
-        _simple(rows, x_range, "train/mfu", "mfu", "Utilisation", "share of the device's peak (MFU)", "0.0%"),
-        _simple(rows, x_range, "mem/peak_gb", "memory", "Memory", "most that was allocated, GB", "0.00"),
+        _simple(rows, x_range, "train/tokens_per_sec", "speed", "Speed", "tokens a second", "tokens/s", "0,0"),
+        _simple(rows, x_range, "train/mfu", "mfu", "Utilisation", "share of the device's peak", "MFU", "0.0%"),
+        _simple(rows, x_range, "mem/peak_gb", "memory", "Memory", "most that was allocated", "GB", "0.00"),
     ]
     made = [
         _loss(run, rows, val, x_range, marks),
@@ -116,12 +116,12 @@ def _loss(run: RunData, rows: Sequence[Row], val: Sequence[Row], x_range: Range1
     states, checked = column(val, "val/loss")
     if not np.isfinite(losses).any() and not np.isfinite(checked).any():
         return None
-    sources = _loss_sources(steps, losses, states, checked, marks)
     everything = np.concatenate([losses, checked])
+    low, high = range_of(everything)
+    sources = _loss_sources(steps, losses, states, checked, marks, high - 0.02 * (high - low))
     chart = Chart("loss", "Loss", f"{run.loss_unit}; the smoothed line is a mean over a twentieth of the steps")
     positive = bool((everything[np.isfinite(everything)] > 0).all())
     for kind in ("linear", "log") if positive else ("linear",):
-        low, high = range_of(everything)
         lowest = float(np.nanmin(everything))
         y_range = Range1d(0.97 * lowest, high) if kind == "log" else Range1d(low, high)
         made = framed(x_range, run.loss_unit, _TALL, y_range, kind)
@@ -131,13 +131,16 @@ def _loss(run: RunData, rows: Sequence[Row], val: Sequence[Row], x_range: Range1
 
 
 def _loss_sources(
-    steps: Floats, losses: Floats, states: Floats, checked: Floats, marks: Marks
+    steps: Floats, losses: Floats, states: Floats, checked: Floats, marks: Marks, top: float
 ) -> Mapping[str, ColumnDataSource]:
+    """What is drawn; a mark of a loss above `top` stands there, and says its own value."""
     at = {int(step): loss for step, loss in zip(steps, losses, strict=True)}
 
     def points(chosen: Sequence[int]) -> ColumnDataSource:
         found = [(step, at[step]) for step in chosen if isfinite(at.get(step, float("nan")))]
-        return point_source([step for step, _ in found], [loss for _, loss in found])
+        source = point_source([step for step, _ in found], [loss for _, loss in found])
+        source.data["place"] = np.minimum(source.data["y"], top)
+        return source
 
     best = int(np.nanargmin(checked)) if np.isfinite(checked).any() else None
     return {
@@ -184,7 +187,7 @@ def _draw_loss(made: Any, sources: Mapping[str, ColumnDataSource], kind: str, ma
         if len(sources[name].data["x"]):
             label = {"spikes": "spike", "skipped": "skipped step"}[name]
             dots = {"source": sources[name], "size": 11, "marker": marker, "color": color, "line_width": 2}
-            hovered.append(made.scatter("x", "y", **dots, legend_label=label))
+            hovered.append(made.scatter("x", "place", **dots, legend_label=label))
     if len(sources["checkpoints"].data["x"]):
         made.scatter(
             "x", at_bottom, source=sources["checkpoints"], marker="triangle", size=9, color=INK, alpha=0.6,
@@ -278,7 +281,7 @@ def _batch(run: RunData, rows: Sequence[Row], x_range: Range1d) -> Chart | None:
 
 
 def _simple(
-    rows: Sequence[Row], x_range: Range1d, key: str, name: str, title: str, about: str, numbers: str
+    rows: Sequence[Row], x_range: Range1d, key: str, name: str, title: str, about: str, unit: str, numbers: str
 ) -> Chart | None:
     """One measured number over steps, raw and smoothed, from zero."""
     steps, values = column(rows, key)
@@ -286,7 +289,9 @@ def _simple(
     if not len(known) or not known.any():
         return None
     # one step that took no time must not squeeze the rest
-    made = framed(x_range, about, _LOW, Range1d(0, 1.2 * float(np.quantile(known, 0.99))))
+    made = framed(x_range, unit, _LOW, Range1d(0, 1.2 * float(np.quantile(known, 0.99))))
+    if numbers.endswith("%"):
+        made.yaxis.formatter = NumeralTickFormatter(format="0.[0]%")
     made.line("x", "y", source=curve_source(steps, values, 2 * _FEW_POINTS), color=TRAIN, line_width=1, alpha=0.35)
     source = curve_source(steps, smoothed(values, span_of(values)), _FEW_POINTS)
     line = made.line("x", "y", source=source, color=TRAIN, line_width=2.2)
