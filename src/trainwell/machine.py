@@ -65,9 +65,10 @@ def use_huge_pages() -> bool:
     """Let what this process allocates from now on be in huge pages, and say whether that worked; once is enough.
 
     Weights, gradients and moments are read from end to end in every step, and with pages of 4 KiB much of that time
-    goes into looking their addresses up. A block as large as the machine's memory is taken from the heap, marked, and
-    freed untouched: it is address space only, and what is allocated later is cut from it. To be called after
-    `keep_freed_memory`, which keeps the heap from shrinking again.
+    goes into looking their addresses up. A block nearly as large as the machine's memory (one as large as all of it is
+    refused where there is no swap) is taken from the heap, marked, and freed untouched: it is address space only, and
+    what is allocated later is cut from it. To be called after `keep_freed_memory`, which keeps the heap from shrinking
+    again.
     """
     if not can_use_huge_pages():
         return False
@@ -76,7 +77,7 @@ def use_huge_pages() -> bool:
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 15 // 16
     block = libc.malloc(size)
     if block is None:  # address space is limited
         return False
