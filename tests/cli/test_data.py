@@ -1,7 +1,13 @@
 """`trainwell data show`: what token files of others hold, as a user sees it; and a run that reads them in place."""
 
 import json
+import random
+import shutil
 import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +102,94 @@ def test_other_ids_than_a_run_began_with_are_not_shown_as_its_own(
     shard = fineweb / "fineweb_train_000001.bin"
     shard.write_bytes(shard.read_bytes()[:-2] + b"\7\0")
     assert "is not what the run read" in " ".join(command("show", f"{run}@2").out.split())
+
+
+def raw(folder: Path, count: int = 400) -> Path:
+    lines = [json.dumps({"text": f"Document {number}. {TEXTS[number % 3] * (number % 7)}"}) for number in range(count)]
+    (folder / "raw.jsonl").write_text("\n".join(lines))
+    return folder / "raw.jsonl"
+
+
+def test_text_is_prepared_shown_and_trained_on(command: Command, tmp_path: Path) -> None:
+    store, run = tmp_path / "store", tmp_path / "run"
+    made = command("data", "prepare", str(raw(tmp_path)), "--out", str(store), "--tokenizer", "bytes", "--val", "0.1")
+    assert (made.code, made.err) == (0, "")
+    assert f"next: trainwell train --data.path {store} --data.tokenizer bytes" in made.out
+    assert "tokenizer: bytes, as its manifest says" in command("data", "show", str(store)).out
+    assert "is whole already" in command("data", "prepare", str(raw(tmp_path)), "--out", str(store), "--tokenizer",
+                                         "bytes", "--val", "0.1").out  # fmt: skip
+    flags = flags_of(store, duration="4")
+    assert command("train", "demo", *flags, "--run", str(run)).code == 0
+    assert "raw.jsonl:" in "".join(command("show", f"{run}@2").out.split())
+    other = command("train", "demo", *flags, "--data.tokenizer", "gpt2", "--run", str(tmp_path / "other"))
+    assert other.code == 2
+    assert "was prepared with bytes, not gpt2; give --data.tokenizer bytes" in other.err
+
+
+def test_shares_are_told_when_the_store_is_whole(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / "texts" / f"{number}.txt").write_text(TEXTS[1] * 9)
+    words = ["data", "prepare", str(tmp_path / "texts"), "--out", str(tmp_path / "store"), "--shard-tokens", "50"]
+    first = command(*words, "--val", "0", "--shard", "0/2")
+    assert "share 0/2 of" in first.out
+    unfinished = command("train", "demo", *flags_of(tmp_path / "store"), "--run", str(tmp_path / "run"))
+    assert (unfinished.code, "is not finished" in unfinished.err) == (65, True)
+    assert "next: trainwell train" in command(*words, "--val", "0", "--shard", "1/2").out
+
+
+def test_a_shard_that_is_damaged_is_found_before_the_first_step(command: Command, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command("data", "prepare", str(raw(tmp_path)), "--out", str(store), "--tokenizer", "bytes")
+    shard = store / "train-00000-000.bin"
+    content = bytearray(shard.read_bytes())
+    content[-40] ^= 1
+    shard.write_bytes(content)
+    said = command("train", "demo", *flags_of(store), "--run", str(tmp_path / "run"))
+    assert said.code == 65
+    assert "do not match its SHA-256" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 2, "name files or folders to read"),
+        (["missing"], 65, "missing does not exist"),
+        (["{raw}", "--shard", "3/3"], 2, "write I/N with I from 0 to N - 1"),
+        (["{raw}", "--tokenizer", "chars"], 2, "takes its alphabet from all of the text"),
+        (["{raw}", "--text-field", "body"], 65, "no text in the field 'body'"),
+        (["{raw}", "--val", "1"], 2, "val"),
+    ],
+)
+def test_what_cannot_be_prepared_is_one_message(
+    refused: Callable[..., str], tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    file = raw(tmp_path)
+    given = [word.format(raw=file) for word in words]
+    assert said in refused(code, "data", "prepare", *given, "--out", str(tmp_path / "store"))
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_by_the_kernel_the_store_has_the_same_bytes(tmp_path: Path) -> None:
+    file, chance = raw(tmp_path, 60_000), random.Random(7)
+    words = [sys.executable, "-m", "trainwell", "data", "prepare", str(file), "--shard-tokens", "150000", "--out"]
+    subprocess.run([*words, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    began = time.monotonic()
+    subprocess.run([*words, str(tmp_path / "timed")], check=True, stdout=subprocess.DEVNULL)
+    took, kills = time.monotonic() - began, 0
+    while kills < 20:
+        process = subprocess.Popen([*words, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=took * chance.uniform(0.2, 1.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            continue
+        shutil.rmtree(tmp_path / "killed")  # it was done: begin anew
+    subprocess.run([*words, str(tmp_path / "killed")], check=True, stdout=subprocess.DEVNULL)
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {each.name: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -24,7 +24,7 @@ VERBS = {
     "sample": "Text, answers or labels from a run or a step of it.",
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
 }
-_DATA = "Token files: what is in them."
+_DATA = "Token stores: made from raw text; and what is in those of any program."
 _THREADS = ("trainwell-save", "trainwell-data")
 """Threads of a run, which end with it, unless a second signal ended that."""
 _SPEAKER_FIRST_S = 1.0
@@ -50,6 +50,7 @@ def app() -> App:
     for verb, help_line in VERBS.items():
         made.command(f"trainwell.cli.{verb}:{verb}", name=verb, help=help_line)
     data = App(name="data", help=_DATA, result_action="return_value", suppress_keyboard_interrupt=False)
+    data.command("trainwell.cli.data:prepare", name="prepare", help="Tokenise text of any size into a store.")
     data.command("trainwell.cli.data:show", name="show", help="What token files hold, of whichever program.")
     made.command(data)
     return made

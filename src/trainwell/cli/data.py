@@ -1,22 +1,84 @@
-"""`trainwell data show`: what token files hold, of whichever program. Never imports torch."""
+"""`trainwell data`: raw text made into a token store; what token files hold, of whichever program. Never torch."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from trainwell.cli.output import print_json, print_rich, progress
-from trainwell.data.stores import Halves, look_into, open_files
+from trainwell.cli.output import following, print_json, print_rich, progress
+from trainwell.data.care import OnError
+from trainwell.data.manifest import MANIFEST, read_json
+from trainwell.data.stores import Halves, is_store, look_into, open_files
+from trainwell.data.storing import Options, Preparation
 from trainwell.data.stream import TokenStream
 from trainwell.data.survey import survey
-from trainwell.data.token_files import SUFFIXES, TokenFile, token_paths
-from trainwell.data.tokenizer import Tokenizer, load_tokenizer
+from trainwell.data.token_files import SUFFIXES, TokenFile
+from trainwell.data.tokenizer import TOKENIZERS, Tokenizer, load_tokenizer, open_tokenizer
 from trainwell.errors import ConfigError, DataError
-from trainwell.report.store_text import Part, Shown, show_store
+from trainwell.report.store_text import Part, Shown, show_made, show_store
+from trainwell.runs.console import safe
 
 _WINDOW = 64
 _WINDOWS = 3
+
+
+def prepare(
+    *inputs: str,
+    out: Annotated[Path, Parameter(help="Folder to write, a new one; or one that this command was writing.")],
+    tokenizer: Annotated[str, Parameter(help="bytes, gpt2, or the path of a tokenizer.json.")] = "gpt2",
+    text_field: Annotated[str, Parameter(help="Field or column with the text, in JSON and tables.")] = "text",
+    val: Annotated[
+        float, Parameter(help="Share of the documents to hold out, each by its hash.", validator=Number(gte=0, lt=1))
+    ] = 0.005,
+    shard: Annotated[
+        str | None, Parameter(help="Prepare share I of N alone, as 0/8: for job arrays. The last to end finishes.")
+    ] = None,
+    shard_tokens: Annotated[
+        int, Parameter(help="Tokens after which a shard ends with its document.", validator=Number(gte=1))
+    ] = 100_000_000,
+    on_error: Annotated[
+        OnError, Parameter(help="What becomes of text that is wrong: each kind is counted, and the first few named.")
+    ] = "refuse",
+) -> None:
+    """Tokenise text of any size into shards: .txt, .md, .jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet, .arrow.
+
+    Every document ends with an end-of-text id, and is trained on or held out by its own hash. Killed and started again
+    it goes on behind the last shard, and ends with the same bytes.
+    """
+    if not inputs:
+        raise ConfigError("name files or folders to read, as in: trainwell data prepare my-texts/ --out my-store")
+    made = Preparation(inputs, out, Options(tokenizer, text_field, val, shard_tokens, on_error), _share(shard))
+    if made.is_done:
+        print(safe(f"{out} is whole already; nothing was done"))
+        return
+    began = time.monotonic()
+    with following(began) as follow:
+        whole = made.run(follow)
+    for note in made.notes:
+        print(safe(note))
+    if not whole:
+        print(safe(f"share {shard} of {out} is done; the store is whole when the others are"))
+        return
+    print_rich(show_made(str(out), read_json(out / MANIFEST), time.monotonic() - began))
+    print(safe(f"next: trainwell train --data.path {out} --data.tokenizer {_named(tokenizer, out)}"))
+
+
+def _named(tokenizer: str, out: Path) -> str:
+    """A tokenizer as it will be found again: of a file the store has its own copy."""
+    return tokenizer if tokenizer in TOKENIZERS else f"{out}/tokenizer.json"
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    """`0/8` as numbers."""
+    if text is None:
+        return 0, 1
+    number, sign, count = text.partition("/")
+    if not (sign and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ConfigError(f"--shard {text!r}: write I/N with I from 0 to N - 1, such as 0/8")
+    return int(number), int(count)
 
 
 def show(
@@ -33,7 +95,7 @@ def show(
     Read are trainwell's shards, .bin of nanoGPT, llm.c, modded-nanogpt and OLMo, .npy of build-nanogpt and OLMo.
     """
     place = path.expanduser()
-    if not token_paths(place):
+    if not is_store(str(place)):
         raise DataError(
             f"{path} is no file of token ids, nor a folder that has one ({', '.join(SUFFIXES)}). Text needs no "
             "preparation: train on it with --data.path."
@@ -42,7 +104,7 @@ def show(
         raise ConfigError("--tokenizer chars takes its alphabet from a text, and there is none here; leave it out")
     named = None if tokenizer is None else load_tokenizer(tokenizer)
     halves = open_files(place, None if named is None else named.vocab_size)
-    known, why = (named, "") if named is not None else _guess(halves)
+    known, why = (named, "") if named is not None else _own(place) or _guess(halves)
     end = None if known is None else known.end_of_text
     found = [_part(name, files, end) for name, files in (("train", halves.train), ("val", halves.val)) if files]
     shown = Shown(str(path), found, known, why, _beginning(halves, known))
@@ -50,6 +112,13 @@ def show(
         print_json(_facts(shown))
     else:
         print_rich(show_store(shown))
+
+
+def _own(place: Path) -> tuple[Tokenizer, str] | None:
+    """The tokenizer that lies in a store of ours."""
+    if not (place / MANIFEST).is_file():
+        return None
+    return open_tokenizer(place), "as its manifest says"
 
 
 def _guess(halves: Halves) -> tuple[Tokenizer | None, str]:

@@ -4,15 +4,18 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import StringIO
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from trainwell.runs.console import safe
+from trainwell.data.storing import Progress
+from trainwell.runs.console import safe, short_time
 
 _LONG_S = 2.0
+_MINUTE_S = 60.0
 _LINE_END = re.compile(r"\n\s+")
 _FLAT_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
 
@@ -56,6 +59,48 @@ def progress() -> Callable[[int, int], None] | None:
             sys.stderr.flush()
 
     return show
+
+
+@contextmanager
+def following(began: float) -> Iterator[Callable[[Progress], None]]:
+    """Show how far a preparation is, how fast, and how long it will take: a bar on a terminal, else a line a minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines_of(began)
+        return
+    with Bar(BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
+             console=console) as bar:  # fmt: skip
+        task = bar.add_task("", total=None)
+
+        def show(now: Progress) -> None:
+            bar.update(task, total=now.bytes_total, completed=now.bytes_read, description=_speed(now, began))
+
+        yield show
+
+
+def _lines_of(began: float) -> Callable[[Progress], None]:
+    last = began
+
+    def show(now: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last < _MINUTE_S:
+            return
+        last = time.monotonic()
+        left = (last - began) * (now.bytes_total / max(1, now.bytes_read) - 1)
+        print(
+            f"{now.bytes_read / max(1, now.bytes_total):.0%}, {_speed(now, began)}, {short_time(left)} to go",
+            file=sys.stderr,
+        )
+
+    return show
+
+
+def _speed(now: Progress, began: float) -> str:
+    return f"{now.text_bytes / 1e6 / max(1e-9, time.monotonic() - began):.1f} MB/s"
 
 
 class _Limited(StringIO):

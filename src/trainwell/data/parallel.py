@@ -78,7 +78,7 @@ def encode_texts(
         return np.concatenate(parts).astype(dtype, copy=False), sum(len(piece.text) for piece in job)
 
     try:
-        for ids, size in _in_order(_jobs(texts, cut), ids_of, _threads(threads, total)):
+        for ids, size in in_order(_jobs(texts, cut), ids_of, _threads(threads, total)):
             yield ids
             if on_piece is not None:
                 on_piece(size)
@@ -189,7 +189,7 @@ def _threads(asked: int | None, characters: int) -> int:
     return min(asked, -(-characters // PIECE))
 
 
-def _in_order(jobs: Iterable[_Job], work: Callable[[_Job], _Result], threads: int) -> Generator[_Result]:
+def in_order(jobs: Iterable[_Job], work: Callable[[_Job], _Result], threads: int) -> Generator[_Result]:
     """The results of `jobs` in their order, a few ahead of who takes them; closed early, it ends what is under way."""
     if threads <= 1:
         yield from map(work, jobs)

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from trainwell.data.corpora import Corpus, cache_folder, read_corpus
 from trainwell.data.gigatokens import faster_gpt2
+from trainwell.data.manifest import DocumentIndex
 from trainwell.data.parallel import encode_texts
 from trainwell.data.shards import Tokens, open_shard, write_shard
 from trainwell.data.stream import TokenStream
@@ -100,6 +101,8 @@ class TokenStore:
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
     """What was special about tokenising, where this call did it."""
+    documents: DocumentIndex | None = None
+    """Where the training text came from, of a store that was prepared with `data prepare`."""
 
 
 def prepare(

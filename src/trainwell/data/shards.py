@@ -30,6 +30,7 @@ MAGIC = b"TRAINWEL"
 _VERSION = 1
 _FIELDS = struct.Struct("<8sIIQQ32s192x")
 _DTYPES: dict[int, np.dtype[np.unsignedinteger[Any]]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_DIGEST = slice(32, 64)
 _BLOCK_BYTES = 2**24
 
 
@@ -67,8 +68,8 @@ def write_shard(path: Path, parts: Iterable[NDArray[np.integer[Any]]], vocab_siz
     return count
 
 
-def open_shard(path: Path, *, vocab_size: int | None = None) -> Tokens:
-    """Map the tokens of the shard `path`, shape (n,), read-only, after checking every byte of it.
+def open_shard(path: Path, *, vocab_size: int | None = None, whole: bool = True) -> Tokens:
+    """Map the tokens of the shard `path`, shape (n,), read-only, after checking every byte of it, or its size alone.
 
     Raises DataError if the file is missing or damaged, or if its vocabulary is not the `vocab_size` asked for.
     """
@@ -76,7 +77,8 @@ def open_shard(path: Path, *, vocab_size: int | None = None) -> Tokens:
         with path.open("rb") as file:
             fields = file.read(_FIELDS.size)
             itemsize, count, stored_vocab_size = _check(path, fields, os.fstat(file.fileno()).st_size)
-            digest = _digest(file, _header(itemsize, count, stored_vocab_size, bytes(32)))
+            header = _header(itemsize, count, stored_vocab_size, bytes(32))
+            digest = _digest(file, header) if whole else fields[_DIGEST]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     if fields != _header(itemsize, count, stored_vocab_size, digest):

@@ -5,20 +5,22 @@ Every byte of them is read once, to know them again; what was found is kept in t
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trainwell.data.corpora import TEXT_SUFFIXES, cache_folder
+from trainwell.data.manifest import MANIFEST, PARTS, PLAN, read_index, read_json
 from trainwell.data.prepare import DataSettings, OnProgress, StoreInfo, TokenStore, check_lengths
-from trainwell.data.shards import Tokens
+from trainwell.data.shards import Tokens, open_shard
 from trainwell.data.stream import TokenStream
 from trainwell.data.token_bytes import count_bytes
 from trainwell.data.token_files import TokenFile, open_token_file, token_paths
-from trainwell.data.tokenizer import Tokenizer, load_tokenizer
+from trainwell.data.tokenizer import TOKENIZERS, Tokenizer, load_tokenizer
 from trainwell.errors import ConfigError, DataError
 
 _FORMAT = 1
@@ -44,10 +46,12 @@ class Halves:
 
 
 def is_store(path: str | None) -> bool:
-    """Whether a path is a file of ids, or a folder of them in which no text lies, or which has a train.bin."""
+    """Whether a path is a store of ours, a file of ids, or a folder of them without text, or with a train.bin."""
     if path is None:
         return False
     place = Path(path).expanduser()
+    if (place / MANIFEST).is_file() or (place / PLAN).is_file():
+        return True
     found = token_paths(place)
     if not place.is_dir() or not found:
         return bool(found)
@@ -56,7 +60,16 @@ def is_store(path: str | None) -> bool:
 
 
 def open_files(path: Path, vocab_size: int | None) -> Halves:
-    """Map the files of a store; DataError where one is damaged."""
+    """Map the files of a store, its own manifest's where it has one; DataError where one is damaged."""
+    if (path / PLAN).is_file():
+        raise DataError(f"{path} is not finished. Run `trainwell data prepare` as before: it goes on where it was.")
+    if (path / MANIFEST).is_file():
+        shards = read_json(path / MANIFEST)["shards"]
+        by_part = {
+            part: tuple(open_token_file(path / f"{shard['name']}.bin") for shard in shards if shard["part"] == part)
+            for part in PARTS
+        }
+        return Halves(by_part["train"], by_part["val"])
     files = [open_token_file(file, vocab_size) for file in token_paths(path)]
     held_out = tuple(file for file in files if file.is_held_out)
     train = tuple(file for file in files if not file.is_held_out)
@@ -72,6 +85,9 @@ def open_store(data: DataSettings, *, cache: Path | None = None, on_progress: On
     cannot follow.
     """
     path, tokenizer = Path(str(data.path)).expanduser(), _tokenizer(data)
+    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else None
+    if manifest is not None and manifest["tokenizer"]["identity"] != tokenizer.identity:
+        raise ConfigError(_other_tokenizer(path, manifest, tokenizer))
     halves = open_files(path, tokenizer.vocab_size)
     files = (*halves.train, *halves.val)
     found = look_into(files, cache=cache, on_progress=on_progress)
@@ -84,7 +100,7 @@ def open_store(data: DataSettings, *, cache: Path | None = None, on_progress: On
     info = StoreInfo(
         train_tokens=len(train),
         val_tokens=len(val),
-        train_bytes=0,
+        train_bytes=0 if manifest is None else manifest["train"]["bytes"],
         val_bytes=count_bytes(val, tokenizer),
         vocab_size=tokenizer.vocab_size,
         fingerprint=hashlib.sha256(json.dumps(deciding).encode()).hexdigest(),
@@ -93,9 +109,16 @@ def open_store(data: DataSettings, *, cache: Path | None = None, on_progress: On
         version=None,
         tokenizer=tokenizer.name,
         note=None,
-        num_texts=1,
+        num_texts=1 if manifest is None else manifest["train"]["documents"] + manifest["val"]["documents"],
     )
-    return TokenStore(info, train, val, tokenizer)
+    index = None if manifest is None else read_index(path, manifest, "train")
+    return TokenStore(info, train, val, tokenizer, documents=index)
+
+
+def _other_tokenizer(path: Path, manifest: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    name = manifest["tokenizer"]["name"]
+    known = name if name in TOKENIZERS else f"{path}/tokenizer.json"
+    return f"data.tokenizer: {path} was prepared with {name}, not {tokenizer.name}; give --data.tokenizer {known}"
 
 
 def _tokenizer(data: DataSettings) -> Tokenizer:
@@ -139,6 +162,8 @@ def look_into(
         note = _note(file.path, cache)
         known = _noted(note)
         if known is None:
+            if file.layout == "trainwell":
+                open_shard(file.path)  # every byte against its own hash
             known = _looked(file.ids, on_progress, done, total)
             _keep(note, known)
         found.append(known)

@@ -64,7 +64,7 @@ def open_token_file(path: Path, vocab_size: int | None = None) -> TokenFile:
         with path.open("rb") as file:
             head = file.read(_HEADER.size)
         if head.startswith(MAGIC):
-            return TokenFile(path, "trainwell", open_shard(path))
+            return TokenFile(path, "trainwell", open_shard(path, whole=False))
         if head.startswith(_NPY):
             return TokenFile(path, "npy", _npy(path))
         if len(head) == _HEADER.size and (known := _LLM_C.get(_HEADER.unpack(head)[:2])) is not None:

@@ -140,12 +140,18 @@ class _Places:
         self._data = config.data
         self._stride = config.data.stride or config.data.seq_len
         self._store = store
-        several = store.info.num_texts > 1
-        ends = (
-            np.flatnonzero(store.train[:] == store.tokenizer.end_of_text) if several else np.array([], dtype=np.int64)
-        )
-        self._starts = np.concatenate([[0], ends + 1])
+        self._starts = np.concatenate([[0], self._ends()])
+        several = store.documents is None and store.info.num_texts > 1
         self._texts = dict(self._read()) if several else {}
+
+    def _ends(self) -> NDArray[np.int64]:
+        """Places behind the ends of documents; of a single text there are none."""
+        store = self._store
+        if store.documents is not None:
+            return store.documents.ends
+        if store.info.num_texts > 1:
+            return np.flatnonzero(store.train[:] == store.tokenizer.end_of_text) + 1
+        return np.array([], dtype=np.int64)
 
     def window(self, example: int, index: int, epoch: int, plan: Plan) -> Window:
         """Describe the window `index`, which the run reads as `example`."""
@@ -171,6 +177,8 @@ class _Places:
 
     def _source(self, document: int) -> str:
         """The file of a document of the training part, found by what it says: only its last may be cut off."""
+        if self._store.documents is not None:
+            return self._store.documents.source(document)
         if not self._texts:
             return self._store.info.corpus
         begin = int(self._starts[document])

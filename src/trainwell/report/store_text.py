@@ -3,8 +3,9 @@
 Returns what rich prints, and prints nothing itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -15,7 +16,7 @@ from trainwell.data.survey import Survey
 from trainwell.data.token_files import TokenFile
 from trainwell.data.tokenizer import Tokenizer
 from trainwell.report.axes import FAINT
-from trainwell.runs.console import safe
+from trainwell.runs.console import safe, short_time
 
 _LAYOUTS = {
     "trainwell": "trainwell's shards",
@@ -110,3 +111,24 @@ def _beginning(shown: Shown) -> Iterable[RenderableType]:
         yield Text("\nhow it begins", "bold")
     for text in shown.beginning:
         yield Text(safe(repr(text)), FAINT)
+
+
+def show_made(path: str, manifest: Mapping[str, Any], seconds: float) -> RenderableType:
+    """What a preparation came to, and what was wrong in the text."""
+    table = Table(box=None, pad_edge=False, header_style=FAINT)
+    table.add_column("part")
+    for column in ("shards", "documents", "tokens", "MB of text", "bytes a token"):
+        table.add_column(column, justify="right")
+    for part in ("train", "val"):
+        found = manifest[part]
+        shards = sum(shard["part"] == part for shard in manifest["shards"])
+        per_token = f"{found['bytes'] / found['tokens']:.3f}" if found["tokens"] else ""
+        counts = (shards, found["documents"], found["tokens"])
+        table.add_row(part, *(f"{count:,}" for count in counts), f"{found['bytes'] / 1e6:,.1f}", per_token)
+    size = sum(manifest[part]["bytes"] for part in ("train", "val")) / 1e6
+    said = f"{path}: {len(manifest['sources']):,} files in {short_time(seconds)}, {size / max(1e-9, seconds):.1f} MB/s"
+    problems = [
+        Text(safe(f"{count:,} x {kind}: {'; '.join(places)}{'; ...' if count > len(places) else ''}"), "yellow")
+        for kind, (count, places) in manifest["problems"].items()
+    ]
+    return Group(Text(safe(said)), table, *problems)
