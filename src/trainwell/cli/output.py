@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from io import StringIO
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainwell.data.storing import Progress
 from trainwell.runs.console import safe, short_time
+
+if TYPE_CHECKING:
+    from trainwell.data.storing import Progress
 
 _LONG_S = 2.0
 _MINUTE_S = 60.0
@@ -62,7 +64,7 @@ def progress() -> Callable[[int, int], None] | None:
 
 
 @contextmanager
-def following(began: float) -> Iterator[Callable[[Progress], None]]:
+def following(began: float) -> Iterator[Callable[["Progress"], None]]:
     """Show how far a preparation is, how fast, and how long it will take: a bar on a terminal, else a line a minute."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -76,16 +78,16 @@ def following(began: float) -> Iterator[Callable[[Progress], None]]:
              console=console) as bar:  # fmt: skip
         task = bar.add_task("", total=None)
 
-        def show(now: Progress) -> None:
+        def show(now: "Progress") -> None:
             bar.update(task, total=now.bytes_total, completed=now.bytes_read, description=_speed(now, began))
 
         yield show
 
 
-def _lines_of(began: float) -> Callable[[Progress], None]:
+def _lines_of(began: float) -> Callable[["Progress"], None]:
     last = began
 
-    def show(now: Progress) -> None:
+    def show(now: "Progress") -> None:
         nonlocal last
         if time.monotonic() - last < _MINUTE_S:
             return
@@ -99,7 +101,7 @@ def _lines_of(began: float) -> Callable[[Progress], None]:
     return show
 
 
-def _speed(now: Progress, began: float) -> str:
+def _speed(now: "Progress", began: float) -> str:
     return f"{now.text_bytes / 1e6 / max(1e-9, time.monotonic() - began):.1f} MB/s"
 
 
