@@ -193,3 +193,19 @@ def test_killed_twenty_times_by_the_kernel_the_store_has_the_same_bytes(tmp_path
         return {each.name: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
 
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_tokenizer_is_learned_and_a_store_made_with_it_trains(command: Command, tmp_path: Path) -> None:
+    file, tokenizer, store = raw(tmp_path), tmp_path / "own.json", tmp_path / "store"
+    said = command("data", "tokenizer", str(file), "--vocab-size", "300", "--out", str(tokenizer))
+    assert (said.code, said.err) == (0, "")
+    assert f"{tokenizer}: 300 tokens, from 0.0 MB of text" in said.out
+    assert "bytes a token; gpt2, with 50,257 tokens" in said.out
+    made = command("data", "prepare", str(file), "--tokenizer", str(tokenizer), "--out", str(store))
+    assert f"--data.tokenizer {store}/tokenizer.json" in made.out
+    flags = flags_of(store, duration="4", data__tokenizer=f"{store}/tokenizer.json")
+    assert command("train", "demo", *flags, "--run", str(tmp_path / "run")).code == 0
+
+
+def test_without_text_no_tokenizer_is_learned(refused: Callable[..., str]) -> None:
+    assert "name files or folders to learn from" in refused(2, "data", "tokenizer")

@@ -51,6 +51,7 @@ def app() -> App:
         made.command(f"trainwell.cli.{verb}:{verb}", name=verb, help=help_line)
     data = App(name="data", help=_DATA, result_action="return_value", suppress_keyboard_interrupt=False)
     data.command("trainwell.cli.data:prepare", name="prepare", help="Tokenise text of any size into a store.")
+    data.command("trainwell.cli.data:tokenizer", name="tokenizer", help="Learn a tokenizer from text.")
     data.command("trainwell.cli.data:show", name="show", help="What token files hold, of whichever program.")
     made.command(data)
     return made

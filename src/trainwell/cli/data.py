@@ -1,5 +1,6 @@
 """`trainwell data`: raw text made into a token store; what token files hold, of whichever program. Never torch."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,10 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from trainwell.cli.output import following, print_json, print_rich, progress
-from trainwell.data.care import OnError
+from trainwell.data.bpe import learn
+from trainwell.data.care import Care, OnError
 from trainwell.data.manifest import MANIFEST, read_json
+from trainwell.data.reading import Reading
 from trainwell.data.stores import Halves, is_store, look_into, open_files
 from trainwell.data.storing import Options, Preparation
 from trainwell.data.stream import TokenStream
@@ -19,7 +22,7 @@ from trainwell.data.token_files import SUFFIXES, TokenFile
 from trainwell.data.tokenizer import TOKENIZERS, Tokenizer, load_tokenizer, open_tokenizer
 from trainwell.errors import ConfigError, DataError
 from trainwell.report.store_text import Part, Shown, show_made, show_store
-from trainwell.runs.console import safe
+from trainwell.runs.console import safe, short_time
 
 _WINDOW = 64
 _WINDOWS = 3
@@ -64,6 +67,36 @@ def prepare(
         return
     print_rich(show_made(str(out), read_json(out / MANIFEST), time.monotonic() - began))
     print(safe(f"next: trainwell train --data.path {out} --data.tokenizer {_named(tokenizer, out)}"))
+
+
+def tokenizer(
+    *inputs: str,
+    vocab_size: Annotated[int, Parameter(help="How many tokens, the end of a text included.")] = 8192,
+    out: Annotated[Path, Parameter(help="File to write.")] = Path("tokenizer.json"),
+    text_field: Annotated[str, Parameter(help="Field or column with the text, in JSON and tables.")] = "text",
+    on_error: Annotated[OnError, Parameter(help="What becomes of text that is wrong.")] = "refuse",
+) -> None:
+    """Learn a byte-level BPE tokenizer from text, in any format that `data prepare` reads, and write tokenizer.json.
+
+    A part of the text is kept aside, and says how many bytes a token stands for, beside gpt2's.
+    """
+    if not inputs:
+        raise ConfigError("name files or folders to learn from, as in: trainwell data tokenizer my-texts/")
+    care, began = Care(on_error), time.monotonic()
+    learned = learn(inputs, out, vocab_size, Reading(text_field, care), show_progress=sys.stderr.isatty())
+    ours, theirs = load_tokenizer(str(out)), load_tokenizer("gpt2")
+    took = short_time(time.monotonic() - began)
+    print(safe(f"{out}: {ours.vocab_size:,} tokens, from {learned.size / 1e6:,.1f} MB of text in {took}"))
+    if ours.vocab_size < vocab_size:
+        print(f"fewer than the {vocab_size:,} asked for: no other pair is there twice; give more text")
+    if learned.held_out:
+        print(
+            f"on text kept aside {learned.bytes_a_token(ours):.3f} bytes a token; gpt2, with {theirs.vocab_size:,} "
+            f"tokens, {learned.bytes_a_token(theirs):.3f}"
+        )
+    for kind, count in sorted(care.counts.items()):
+        print(safe(f"{count:,} x {kind}: {'; '.join(care.named[kind])}"))
+    print(safe(f"next: trainwell data prepare {' '.join(inputs)} --tokenizer {out} --out STORE"))
 
 
 def _named(tokenizer: str, out: Path) -> str:
