@@ -102,6 +102,12 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None
     assert open_store(nanogpt(tmp_path / "data"), cache=tmp_path / "file").info.train_tokens == 800
 
 
+def test_a_manifest_of_another_kind_makes_no_store(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    (tmp_path / "a.txt").write_text(TEXT)
+    assert not is_store(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("files", "found"),
     [

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from trainwell.cli.output import following, print_json, print_rich, progress
 from trainwell.data.bpe import learn
 from trainwell.data.care import Care, OnError
-from trainwell.data.manifest import MANIFEST, read_json
+from trainwell.data.manifest import MANIFEST, is_whole, read_json
 from trainwell.data.reading import Reading
 from trainwell.data.stores import Halves, is_store, look_into, open_files
 from trainwell.data.storing import Options, Preparation
@@ -149,7 +149,7 @@ def show(
 
 def _own(place: Path) -> tuple[Tokenizer, str] | None:
     """The tokenizer that lies in a store of ours."""
-    if not (place / MANIFEST).is_file():
+    if not is_whole(place):
         return None
     return open_tokenizer(place), "as its manifest says"
 

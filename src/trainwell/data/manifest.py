@@ -23,10 +23,20 @@ from trainwell.errors import StorageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_BEGINNING = b'{\n "plan": {'
 UNITS, PLAN = "units", "units/plan.json"
 PARTS = ("train", "val")
 DOCUMENTS = np.dtype([("end", "<u8"), ("place", "<u8"), ("source", "<u4")])
 """Of a document: where in its shard it ends, where in its source it begins, and the number of that source."""
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has the manifest of a finished store, and not one of another kind."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            return file.read(len(_BEGINNING)) == _BEGINNING
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

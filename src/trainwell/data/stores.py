@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainwell.data.corpora import TEXT_SUFFIXES, cache_folder
-from trainwell.data.manifest import MANIFEST, PARTS, PLAN, read_index, read_json
+from trainwell.data.manifest import MANIFEST, PARTS, PLAN, is_whole, read_index, read_json
 from trainwell.data.prepare import DataSettings, OnProgress, StoreInfo, TokenStore, check_lengths
 from trainwell.data.shards import Tokens, open_shard
 from trainwell.data.stream import TokenStream
@@ -50,7 +50,7 @@ def is_store(path: str | None) -> bool:
     if path is None:
         return False
     place = Path(path).expanduser()
-    if (place / MANIFEST).is_file() or (place / PLAN).is_file():
+    if is_whole(place) or (place / PLAN).is_file():
         return True
     found = token_paths(place)
     if not place.is_dir() or not found:
@@ -63,7 +63,7 @@ def open_files(path: Path, vocab_size: int | None) -> Halves:
     """Map the files of a store, its own manifest's where it has one; DataError where one is damaged."""
     if (path / PLAN).is_file():
         raise DataError(f"{path} is not finished. Run `trainwell data prepare` as before: it goes on where it was.")
-    if (path / MANIFEST).is_file():
+    if is_whole(path):
         shards = read_json(path / MANIFEST)["shards"]
         by_part = {
             part: tuple(open_token_file(path / f"{shard['name']}.bin") for shard in shards if shard["part"] == part)
@@ -85,7 +85,7 @@ def open_store(data: DataSettings, *, cache: Path | None = None, on_progress: On
     cannot follow.
     """
     path, tokenizer = Path(str(data.path)).expanduser(), _tokenizer(data)
-    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else None
+    manifest = read_json(path / MANIFEST) if is_whole(path) else None
     if manifest is not None and manifest["tokenizer"]["identity"] != tokenizer.identity:
         raise ConfigError(_other_tokenizer(path, manifest, tokenizer))
     halves = open_files(path, tokenizer.vocab_size)

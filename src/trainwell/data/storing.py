@@ -25,6 +25,7 @@ from trainwell.data.manifest import (
     PARTS,
     PLAN,
     UNITS,
+    is_whole,
     read_json,
     sha256_of,
     write_json,
@@ -115,7 +116,7 @@ class Preparation:
     @property
     def is_done(self) -> bool:
         """Whether the store is whole."""
-        return (self.out / MANIFEST).is_file()
+        return is_whole(self.out)
 
     def run(self, on_progress: Callable[[Progress], object] | None = None, threads: int | None = None) -> bool:
         """Prepare the units of this process that are not done; return whether the whole store is.
