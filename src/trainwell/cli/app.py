@@ -24,6 +24,10 @@ VERBS = {
     "sample": "Text, answers or labels from a run or a step of it.",
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
 }
+_PREPARE = (
+    "Tokenise text of any size into a store: .txt, .md, .jsonl, .json, .csv, .tsv, also packed as .gz or .zst; .parquet, "
+    ".arrow; folders of these. Stopped or killed, the same command goes on behind the last shard."
+)
 _DATA = "Token stores: made from raw text; and what is in those of any program."
 _THREADS = ("trainwell-save", "trainwell-data")
 """Threads of a run, which end with it, unless a second signal ended that."""
@@ -50,7 +54,7 @@ def app() -> App:
     for verb, help_line in VERBS.items():
         made.command(f"trainwell.cli.{verb}:{verb}", name=verb, help=help_line)
     data = App(name="data", help=_DATA, result_action="return_value", suppress_keyboard_interrupt=False)
-    data.command("trainwell.cli.data:prepare", name="prepare", help="Tokenise text of any size into a store.")
+    data.command("trainwell.cli.data:prepare", name="prepare", help=_PREPARE)
     data.command("trainwell.cli.data:tokenizer", name="tokenizer", help="Learn a tokenizer from text.")
     data.command("trainwell.cli.data:show", name="show", help="What token files hold, of whichever program.")
     made.command(data)

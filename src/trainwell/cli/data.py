@@ -20,7 +20,7 @@ from trainwell.data.stream import TokenStream
 from trainwell.data.survey import survey
 from trainwell.data.token_files import SUFFIXES, TokenFile
 from trainwell.data.tokenizer import TOKENIZERS, Tokenizer, load_tokenizer, open_tokenizer
-from trainwell.errors import ConfigError, DataError
+from trainwell.errors import ConfigError, DataError, StoppedError
 from trainwell.report.store_text import Part, Shown, show_made, show_store
 from trainwell.runs.console import safe, short_time
 
@@ -58,8 +58,11 @@ def prepare(
         print(safe(f"{out} is whole already; nothing was done"))
         return
     began = time.monotonic()
-    with following(began) as follow:
-        whole = made.run(follow)
+    try:
+        with following(began) as follow:
+            whole = made.run(follow)
+    except KeyboardInterrupt:
+        raise StoppedError("stopped; the same command again goes on behind the last shard") from None
     for note in made.notes:
         print(safe(note))
     if not whole:
