@@ -25,8 +25,8 @@ VERBS = {
     "export": "A run or a step of it as a Hugging Face folder, or its weights alone.",
 }
 _PREPARE = (
-    "Tokenise text of any size into a store: .txt, .md, .jsonl, .json, .csv, .tsv, also packed as .gz or .zst; .parquet, "
-    ".arrow; folders of these. Stopped or killed, the same command goes on behind the last shard."
+    "Tokenise text of any size into a store: .txt, .md, .jsonl, .json, .csv, .tsv, also packed as .gz or .zst; "
+    ".parquet, .arrow; folders of these. Stopped or killed, the same command goes on behind the last shard."
 )
 _DATA = "Token stores: made from raw text; and what is in those of any program."
 _THREADS = ("trainwell-save", "trainwell-data")
