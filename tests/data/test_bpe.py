@@ -9,10 +9,10 @@ from tests.data.raw import DOCUMENTS, FORMATS, write_jsonl
 
 from trainwell.data.bpe import FEWEST, Learned, learn
 from trainwell.data.care import Care
+from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.parallel import next_cut
 from trainwell.data.reading import Reading
 from trainwell.data.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
-from trainwell.data.units import key_of
 from trainwell.errors import ConfigError, DataError
 
 
@@ -62,7 +62,7 @@ def test_the_same_text_in_another_format_gives_the_same_file(tmp_path: Path) -> 
 
 def test_what_is_kept_aside_is_not_learned_from(tmp_path: Path) -> None:
     found = learned(write_jsonl(tmp_path), tmp_path / "a.json")
-    aside = [text for text in DOCUMENTS if int.from_bytes(key_of(text), "little") / 2**64 < 0.05]
+    aside = [text for text in DOCUMENTS if is_held_out(key_of(text), 0.05)]
     assert found.held_out == aside
     assert found.size == sum(len(text.encode()) for text in DOCUMENTS if text not in aside)
 

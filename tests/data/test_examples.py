@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from trainwell.config.tree import DataConfig
 from trainwell.data import batches
-from trainwell.data.examples import IGNORED, Example, ExampleRows, ExampleSettings, is_held_out, longest_text, pack
+from trainwell.data.examples import IGNORED, Example, ExampleRows, ExampleSettings, longest_text, pack
+from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.prepare import prepare
 from trainwell.data.tokenizer import Gpt2Tokenizer
 
@@ -111,7 +112,7 @@ def test_examples_are_held_out_as_texts_are(tmp_path: Path) -> None:
     for index, text in enumerate(texts):
         (tmp_path / f"{index:02}.txt").write_text(text)
     store = prepare(DataConfig(corpus=None, path=str(tmp_path), val_fraction=0.3, seq_len=4), cache=tmp_path / "cache")
-    held_out = [text for text in texts if is_held_out(text, 0.3)]
+    held_out = [text for text in texts if is_held_out(key_of(text), 0.3)]
     assert store.tokenizer.decode(store.val[:].tolist()) == "".join(f"{text}<|endoftext|>" for text in held_out)
 
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tests.data.raw import DOCUMENTS, FORMATS, write_csv, write_jsonl
 
 from trainwell.data import readers
+from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.manifest import read_index, read_json
 from trainwell.data.stores import open_files
 from trainwell.data.storing import Options, Preparation, Progress
 from trainwell.data.stream import TokenStream
 from trainwell.data.tokenizer import BytesTokenizer, load_tokenizer
-from trainwell.data.units import key_of, units_of
+from trainwell.data.units import units_of
 from trainwell.errors import ConfigError, DataError
 
 SMALL = Options(tokenizer="bytes", val_fraction=0.3, shard_tokens=400)
@@ -42,7 +43,7 @@ def texts_in(folder: Path, part: str) -> list[str]:
 
 
 def held_out(text: str, share: float = 0.3) -> bool:
-    return int.from_bytes(key_of(text), "little") / 2**64 < share
+    return is_held_out(key_of(text), share)
 
 
 @pytest.mark.parametrize("name", FORMATS)

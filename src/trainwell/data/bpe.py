@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.inputs import find_sources
 from trainwell.data.manifest import write_whole
 from trainwell.data.readers import read_documents
 from trainwell.data.reading import Document, Reading
 from trainwell.data.tokenizer import END_OF_TEXT, Tokenizer
-from trainwell.data.units import key_of
 from trainwell.errors import ConfigError, DataError, StorageError
 
 FEWEST = 257
@@ -88,7 +88,7 @@ def _learned_from(documents: Iterable[Document], learned: Learned) -> Iterator[s
     kept = sum(map(len, learned.held_out))
     for document in documents:
         key = document.key or key_of(document.text)
-        if kept < _MOST_HELD_OUT and int.from_bytes(key, "little") / 2**64 < _HELD_OUT:
+        if kept < _MOST_HELD_OUT and is_held_out(key, _HELD_OUT):
             learned.held_out.append(document.text)
             kept += len(document.text)
         else:

@@ -18,12 +18,12 @@ from trainwell.data.examples import (
     ExampleStore,
     at,
     divided,
-    is_held_out,
     longest_text,
     path_of,
     places,
     store,
 )
+from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.records import Record, field_text, read_records, shown
 from trainwell.data.tokenizer import Tokenizer, load_tokenizer
 from trainwell.errors import ConfigError, DataError
@@ -160,7 +160,7 @@ def _examples(
         inputs = ids[: data.seq_len]
         targets = np.full(len(inputs), IGNORED, dtype=np.int32)
         targets[-1] = label
-        yield Example(inputs, targets, is_held_out(text, data.val_fraction))
+        yield Example(inputs, targets, is_held_out(key_of(text), data.val_fraction))
 
 
 def _baseline(training: Counter[str], held_out: Counter[str]) -> str:

@@ -145,12 +145,6 @@ def path_of(data: ExampleSettings, task: str) -> str:
     return data.path
 
 
-def is_held_out(text: str, val_fraction: float) -> bool:
-    """Decide by the hash of a text: copies stay together, and adding texts moves no other, as in `prepare`."""
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64 < val_fraction
-
-
 def longest_text(seq_len: int) -> int:
     """Characters of a text that are tokenised at most: more than a row holds, if no token has over 256 of them.
 

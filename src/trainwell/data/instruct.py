@@ -17,12 +17,12 @@ from trainwell.data.examples import (
     ExampleStore,
     at,
     divided,
-    is_held_out,
     longest_text,
     path_of,
     places,
     store,
 )
+from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.records import Message, Record, content_of, messages_of, read_records
 from trainwell.data.templates import Template, TextTemplate, load_template, named_template
 from trainwell.data.tokenizer import Tokenizer, load_tokenizer
@@ -119,7 +119,7 @@ def _examples(
         learned = np.array(answers[1:width]) | data.train_on_prompt
         row = np.array(ids[:width], dtype=np.int32)
         text = "\n".join(f"{message['role']}: {content_of(message)}" for message in messages)
-        yield Example(row[:-1], np.where(learned, row[1:], IGNORED), is_held_out(text, data.val_fraction))
+        yield Example(row[:-1], np.where(learned, row[1:], IGNORED), is_held_out(key_of(text), data.val_fraction))
 
 
 def _shortened(messages: list[Message], limit: int) -> list[Message]:

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from trainwell.data.corpora import Corpus, cache_folder, read_corpus
 from trainwell.data.gigatokens import faster_gpt2
+from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.manifest import DocumentIndex
 from trainwell.data.parallel import encode_texts
 from trainwell.data.shards import Tokens, open_shard, write_shard
@@ -183,8 +184,7 @@ def _split_documents(texts: Sequence[str], val_fraction: float) -> tuple[list[st
     train: list[str] = []
     val: list[str] = []
     for text in texts:
-        place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
-        (val if place < val_fraction else train).append(text)
+        (val if is_held_out(key_of(text), val_fraction) else train).append(text)
     return train, val
 
 

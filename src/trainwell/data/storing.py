@@ -176,9 +176,6 @@ class Preparation:
                     return texts
         return texts
 
-    def _is_held_out(self, key: bytes) -> bool:
-        return int.from_bytes(key, "little") / 2**64 < self.options.val_fraction
-
     def _prepare(self, number: int, encode: tuple[Encode, EncodeEnded], threads: int, meter: "_Meter") -> None:
         """Make the shards of a unit that are not there yet."""
         file = self.out / UNITS / f"{number:05}.json"
@@ -191,7 +188,9 @@ class Preparation:
         sides = {part: _Side() for part in PARTS}
         end = self.tokenizer.end_of_text or 0
         most = self.options.shard_tokens
-        for encoded in encode_pieces(pieces, *encode, end, self._dtype, self._is_held_out, most=most, threads=threads):
+        for encoded in encode_pieces(
+            pieces, *encode, end, self._dtype, self.options.val_fraction, most=most, threads=threads
+        ):
             sides["train"].add(encoded.train)
             sides["val"].add(encoded.val)
             self._count(unit, sides, encoded)

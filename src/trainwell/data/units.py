@@ -5,12 +5,12 @@ the same store.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.inputs import Source
 from trainwell.data.parallel import PIECE, Encode, NextCut, cut_text, in_order
 from trainwell.data.reading import Document
@@ -64,11 +64,6 @@ def units_of(sources: Sequence[Source], shard_tokens: int) -> list[list[int]]:
         units[-1].append(number)
         size += source.size
     return units
-
-
-def key_of(text: str) -> bytes:
-    """Eight bytes of a text's hash, by which it is held out or not."""
-    return blake2b(text.encode(), digest_size=8).digest()
 
 
 def pieces_of(documents: Iterable[tuple[int, Document]], cut: NextCut) -> Iterator[Piece]:
@@ -125,7 +120,7 @@ def encode_pieces(
     encode_ended: EncodeEnded,
     end: int,
     dtype: np.dtype[np.unsignedinteger[Any]],
-    is_held_out: Callable[[bytes], bool],
+    val_fraction: float,
     *,
     most: int,
     threads: int,
@@ -140,14 +135,14 @@ def encode_pieces(
             whole += ids
             lengths += map(len, ids) if goes_on else np.diff(np.flatnonzero(ids[0] == end), prepend=-1).tolist()
         together = np.concatenate(whole).astype(dtype, copy=False)
-        parts = [_part(piece, length, is_held_out) for piece, length in zip(job, lengths, strict=True)]
+        parts = [_part(piece, length, val_fraction) for piece, length in zip(job, lengths, strict=True)]
         held_out = np.repeat([part.held_out for part in parts], lengths)
         return Encoded(together[~held_out], together[held_out], parts)
 
     yield from in_order(jobs_of(pieces, min(most, PIECE)), ids_of, threads)
 
 
-def _part(piece: Piece, tokens: int, is_held_out: Callable[[bytes], bool]) -> Part:
+def _part(piece: Piece, tokens: int, val_fraction: float) -> Part:
     key = piece.key or key_of(piece.text)
     size = len(piece.text) if piece.text.isascii() else len(piece.text.encode())
-    return Part(piece.source, piece.place, key, is_held_out(key), tokens, size, piece.ends)
+    return Part(piece.source, piece.place, key, is_held_out(key, val_fraction), tokens, size, piece.ends)
