@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tests.cli.conftest import Command, flags_of
 
+from trainwell.data.storing import Options, Preparation
 from trainwell.data.tokenizer import Gpt2Tokenizer
 
 TEXTS = ["The quick brown fox.", "It jumps over the lazy dog, and so on, and on.", "A third one."] * 9
@@ -138,6 +139,32 @@ def test_shares_are_told_when_the_store_is_whole(command: Command, tmp_path: Pat
     assert "next: trainwell train" in command(*words, "--val", "0", "--shard", "1/2").out
 
 
+def test_several_processes_make_the_store_that_one_makes(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"{number} {TEXTS[1] * 9}")
+    options = ["--tokenizer", "bytes", "--shard-tokens", "300", "--val", "0.3"]
+    said = command("data", "prepare", str(tmp_path / "texts"), "--out", str(tmp_path / "a"), *options)
+    assert (said.code, said.err) == (0, "")
+    Preparation([str(tmp_path / "texts")], tmp_path / "b", Options("bytes", "text", 0.3, 300)).run()
+    assert len({*(tmp_path / "a").glob("*.bin")}) > 5
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {each.name: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_what_one_of_several_processes_refuses_is_the_message_of_all(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / "texts" / f"{number}.txt").write_bytes(b"caf\xe9 " * 40 if number == 7 else b"fine " * 40)
+    said = refused(65, "data", "prepare", str(tmp_path / "texts"), "--out", str(tmp_path / "a"), "--shard-tokens", "50")
+    assert said.startswith(f"{tmp_path}/texts/7.txt, byte 0xe9 at offset 3: not UTF-8. Mend it")
+
+
 def test_a_shard_that_is_damaged_is_found_before_the_first_step(command: Command, tmp_path: Path) -> None:
     store = tmp_path / "store"
     command("data", "prepare", str(raw(tmp_path)), "--out", str(store), "--tokenizer", "bytes")
@@ -171,8 +198,19 @@ def test_what_cannot_be_prepared_is_one_message(
 
 @pytest.mark.slow
 def test_killed_twenty_times_by_the_kernel_the_store_has_the_same_bytes(tmp_path: Path) -> None:
-    file, chance = raw(tmp_path, 60_000), random.Random(7)
-    words = [sys.executable, "-m", "trainwell", "data", "prepare", str(file), "--shard-tokens", "150000", "--out"]
+    files, chance = [raw(tmp_path, 30_000), tmp_path / "more.jsonl"], random.Random(7)
+    shutil.copy(*files)
+    words = [
+        sys.executable,
+        "-m",
+        "trainwell",
+        "data",
+        "prepare",
+        *map(str, files),
+        "--shard-tokens",
+        "150000",
+        "--out",
+    ]
     subprocess.run([*words, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
     began = time.monotonic()
     subprocess.run([*words, str(tmp_path / "timed")], check=True, stdout=subprocess.DEVNULL)

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from trainwell.cli.output import following, print_json, print_rich, progress
+from trainwell.cli.shares import how_many, in_processes, is_share
 from trainwell.data.bpe import learn
 from trainwell.data.care import Care, OnError
 from trainwell.data.manifest import MANIFEST, is_whole, read_json
@@ -57,10 +58,14 @@ def prepare(
     if made.is_done:
         print(safe(f"{out} is whole already; nothing was done"))
         return
-    began = time.monotonic()
+    began, own = time.monotonic(), is_share()
     try:
         with following(began) as follow:
-            whole = made.run(follow)
+            if shard is None and (count := how_many(made)) > 1:
+                words = _words(out=out, tokenizer=tokenizer, text_field=text_field, val=val, shard_tokens=shard_tokens,
+                               on_error=on_error)  # fmt: skip
+                made.notes += in_processes(made, ["data", "prepare", *inputs, *words], count, follow)
+            whole = made.run(follow, threads=1 if own else None)
     except KeyboardInterrupt:
         raise StoppedError("stopped; the same command again goes on behind the last shard") from None
     for note in made.notes:
@@ -100,6 +105,11 @@ def tokenizer(
     for kind, count in sorted(care.counts.items()):
         print(safe(f"{count:,} x {kind}: {'; '.join(care.named[kind])}"))
     print(safe(f"next: trainwell data prepare {' '.join(inputs)} --tokenizer {out} --out STORE"))
+
+
+def _words(**options: object) -> list[str]:
+    """Options as they would be typed."""
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _named(tokenizer: str, out: Path) -> str:

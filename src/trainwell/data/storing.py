@@ -118,6 +118,30 @@ class Preparation:
         """Whether the store is whole."""
         return is_whole(self.out)
 
+    def left(self) -> list[int]:
+        """The units that are not done, by whomever."""
+        if self.is_done:
+            return []
+        return [number for number in range(len(self.units)) if not self._unit(number).done]
+
+    def progress(self) -> Progress:
+        """How far the whole store is, by what is on disk."""
+        read = text = 0
+        for number, members in enumerate(self.units):
+            size = sum(self.sources[source].size for source in members)
+            try:
+                unit = self._unit(number)
+            except StorageError:  # the store is whole since, and this file is gone
+                break
+            inside = sum(each["bytes"] for each in unit.sources.values())
+            read += size if unit.done else min(size, inside)
+            text += inside
+        return Progress(read, sum(source.size for source in self.sources), text)
+
+    def _unit(self, number: int) -> _Unit:
+        file = self.out / UNITS / f"{number:05}.json"
+        return _Unit(**read_json(file)) if file.is_file() else _Unit()
+
     def run(self, on_progress: Callable[[Progress], object] | None = None, threads: int | None = None) -> bool:
         """Prepare the units of this process that are not done; return whether the whole store is.
 
@@ -129,7 +153,8 @@ class Preparation:
             (self.out / UNITS).mkdir(parents=True, exist_ok=True)
             write_json(self.out / PLAN, self._plan)
             self.tokenizer.save(self.out)
-            faster = self._faster()
+            own = [number for number in self.left() if number in self.own]
+            faster = self._faster() if own else Faster(None, None)
             encode = self._encoders(faster.encode)
             self.notes += [] if faster.note is None else [faster.note]
             meter = _Meter(self, on_progress)
@@ -179,7 +204,7 @@ class Preparation:
     def _prepare(self, number: int, encode: tuple[Encode, EncodeEnded], threads: int, meter: "_Meter") -> None:
         """Make the shards of a unit that are not there yet."""
         file = self.out / UNITS / f"{number:05}.json"
-        unit = _Unit(**read_json(file)) if file.is_file() else _Unit()
+        unit = self._unit(number)
         meter.begin(self.units[number], unit.done)
         if unit.done:
             return
@@ -241,10 +266,14 @@ class Preparation:
 
     def _finish(self) -> bool:
         """Write the manifest once every unit is done, whoever made it; whether that is so."""
-        files = [self.out / UNITS / f"{number:05}.json" for number in range(len(self.units))]
-        units = [_Unit(**read_json(file)) if file.is_file() else _Unit() for file in files]
+        try:
+            units = [self._unit(number) for number in range(len(self.units))]
+        except StorageError:
+            if self.is_done:  # another process was first, and has removed them
+                return True
+            raise
         if not all(unit.done for unit in units):
-            return False
+            return self.is_done
         shards = [shard for unit in units for shard in unit.shards]
         totals = {
             part: {

@@ -20,6 +20,10 @@ _BYTES_A_TOKEN = 4
 """About as many bytes of a text are a token: so that a unit of small files comes to about a shard."""
 
 
+_AT_LEAST, _SMALLEST = 16, 2**25
+"""So many units of small files, unless they were smaller than so many bytes."""
+
+
 class Piece(NamedTuple):
     """What is tokenised at a time of a document: all of it, where it is not long."""
 
@@ -54,11 +58,15 @@ class Encoded(NamedTuple):
 
 
 def units_of(sources: Sequence[Source], shard_tokens: int) -> list[list[int]]:
-    """The numbers of the sources in each unit: neighbours that come to about a shard, or a large one alone."""
+    """The numbers of the sources in each unit: neighbours that come to about a shard, or a large one alone.
+
+    Of what is no more than a few shards they are smaller, so that there is something for every process.
+    """
     units: list[list[int]] = []
-    size = 0
+    total, size = sum(source.size for source in sources), 0
+    most = min(_BYTES_A_TOKEN * shard_tokens, max(total // _AT_LEAST, _SMALLEST))
     for number, source in enumerate(sources):
-        if not units or (size and size + source.size > _BYTES_A_TOKEN * shard_tokens):
+        if not units or (size and size + source.size > most):
             units.append([])
             size = 0
         units[-1].append(number)
