@@ -34,6 +34,8 @@ until = time.monotonic() + 60
 while mode != "fine" and not stopped and time.monotonic() < until:
     time.sleep(0.02)
 pathlib.Path(f"heard-{rank}").write_text(" ".join(map(str, stopped)))
+while mode == "wait" and len([*pathlib.Path().glob("heard-*")]) < 2 and time.monotonic() < until:
+    time.sleep(0.02)  # when the first rank ends, torchrun ends the others by another signal
 sys.exit(75 if stopped else 0)
 """
 Launch = Callable[..., int]
