@@ -35,7 +35,7 @@ def is_whole(folder: Path) -> bool:
     try:
         with (folder / MANIFEST).open("rb") as file:
             return file.read(len(_BEGINNING)) == _BEGINNING
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return False
 
 
