@@ -228,6 +228,11 @@ def test_a_folder_with_other_files_is_not_written_into(tmp_path: Path) -> None:
         Preparation([str(write_jsonl(tmp_path))], tmp_path / "store", SMALL)
 
 
+def test_a_folder_that_another_process_is_beginning_with_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "store" / "units").mkdir(parents=True)
+    assert Preparation([str(write_jsonl(tmp_path))], tmp_path / "store", SMALL).run()
+
+
 def test_without_any_text_there_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(DataError, match="there is no text to train on in 1 files"):

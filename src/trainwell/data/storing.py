@@ -168,6 +168,8 @@ class Preparation:
             ) from error
 
     def _refuse_another(self) -> None:
+        # looked at before the plan, which is written before all else: another process may be beginning
+        others = self.out.is_dir() and any(each.name != UNITS for each in self.out.iterdir())
         manifest, plan = self.out / MANIFEST, self.out / PLAN
         there = read_json(manifest).get("plan") if manifest.is_file() else read_json(plan) if plan.is_file() else None
         if there is not None and there != self._plan:
@@ -175,7 +177,7 @@ class Preparation:
                 f"--out {self.out}: {_first_difference(there, self._plan)} in the store that is there. Name another "
                 "folder, or remove this one."
             )
-        if there is None and self.out.is_dir() and any(self.out.iterdir()):
+        if there is None and others:
             raise ConfigError(f"--out {self.out}: there are other files in it. Name a new folder.")
 
     def _faster(self) -> Faster:
