@@ -170,6 +170,17 @@ def test_a_link_to_a_file_is_that_file(tmp_path: Path) -> None:
     assert read(tmp_path / "b.txt")[0] == ["fine"]
 
 
+@pytest.mark.parametrize("offset", [2**24 + 5, 2**24 - 1, 3])
+def test_a_long_text_that_is_no_utf8_is_refused_with_its_place(offset: int, tmp_path: Path) -> None:
+    content = bytearray("é ".encode() * (2**23 // 3 * 2 + 9))
+    content[offset : offset + 1] = b"\xff"
+    (tmp_path / "book.txt").write_bytes(content)
+    with pytest.raises(UnicodeDecodeError) as wrong:
+        bytes(content).decode()
+    with pytest.raises(DataError, match=f"at offset {wrong.value.start:,}: not UTF-8"):
+        read(tmp_path / "book.txt")
+
+
 @pytest.mark.slow
 @given(st.binary(max_size=60))
 @settings(max_examples=10_000)

@@ -14,11 +14,12 @@ from tests.data.raw import DOCUMENTS, FORMATS, write_csv, write_jsonl
 from trainwell.data import readers
 from trainwell.data.held_out import is_held_out, key_of
 from trainwell.data.manifest import read_index, read_json
+from trainwell.data.reading import Document
 from trainwell.data.stores import open_files
 from trainwell.data.storing import Options, Preparation, Progress
 from trainwell.data.stream import TokenStream
 from trainwell.data.tokenizer import BytesTokenizer, load_tokenizer
-from trainwell.data.units import units_of
+from trainwell.data.units import pieces_of, units_of
 from trainwell.errors import ConfigError, DataError
 
 SMALL = Options(tokenizer="bytes", val_fraction=0.3, shard_tokens=400)
@@ -180,6 +181,19 @@ def _is_plain(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return bool(text) and "\0" not in text and not text.startswith("\ufeff")
+
+
+def test_a_long_text_without_spaces_is_searched_once() -> None:
+    asked = list[int]()
+
+    def nowhere(text: str, at: int) -> int:
+        asked.append(len(text) - at)
+        return len(text)
+
+    parts = [Document(0, "x" * 300_000, b"12345678", goes_on=True) for _ in range(20)]
+    (piece,) = pieces_of([(0, part) for part in [*parts, Document(0, "", b"12345678")]], nowhere)
+    assert len(piece.text) == 6_000_000
+    assert sum(asked[:20]) <= 6_000_000
 
 
 def test_units_depend_on_the_files_alone() -> None:

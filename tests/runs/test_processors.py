@@ -13,13 +13,9 @@ def test_there_is_at_least_one_and_no_more_than_the_machine_has() -> None:
     assert 1 <= processors.usable() <= (os.cpu_count() or 1)
 
 
-@pytest.mark.parametrize(("load", "idle"), [(0.0, True), (3.0, True), (3.1, False), (40.0, False)])
-def test_one_is_idle_where_the_load_leaves_room_for_another_thread(
-    monkeypatch: pytest.MonkeyPatch, load: float, idle: bool
-) -> None:
-    monkeypatch.setattr(processors, "usable", lambda: 4)
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    assert processors.one_is_idle() is idle
+@pytest.mark.parametrize(("load", "room"), [(0.0, True), (3.0, True), (3.1, False), (40.0, False)])
+def test_there_is_room_where_the_load_leaves_a_processor_to_another_thread(load: float, room: bool) -> None:
+    assert processors.has_room(load, 4) is room
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a whole process has one priority, and here pytest's")

@@ -57,8 +57,9 @@ def _parts(source: Source, reading: Reading) -> Iterator[Document]:
         for text in _blocks(source, "strict"):
             mended = mended or "\0" in text
             digest.update(text.encode())
-    except UnicodeDecodeError:
-        reading.care.bad("not UTF-8", source.name, mended="replaced by U+FFFD")
+    except UnicodeDecodeError as error:
+        where = f"{source.name}, byte 0x{error.object[error.start]:02x} at offset {_offset(source, error):,}"
+        reading.care.bad("not UTF-8", where, mended="replaced by U+FFFD")
         mended = True
     else:
         if mended:
@@ -68,6 +69,20 @@ def _parts(source: Source, reading: Reading) -> Iterator[Document]:
     for text in _blocks(source, "replace"):
         yield Document(0, text.replace("\0", ""), digest.digest(), goes_on=True)
     yield Document(0, "", digest.digest())
+
+
+def _offset(source: Source, wrong: UnicodeDecodeError) -> int:
+    """Where in a file the bytes are that a decoder stumbled over; it knows of its own block alone."""
+    read, decoder = 0, codecs.getincrementaldecoder("utf-8")("strict")
+    with opened(source) as file:
+        try:
+            while block := file.read(_BLOCK):
+                read += len(block)
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            return read - len(error.object) + error.start
+    return wrong.start
 
 
 def _blocks(source: Source, errors: str) -> Iterator[str]:

@@ -285,10 +285,9 @@ class Preparation:
             for part in PARTS
         }
         care = self._found
-        for unit in units:
-            for kind, (count, places) in unit.problems.items():
-                care.counts[kind] += count
-                care.named[kind] = (care.named.get(kind, []) + places)[:5]
+        for problems in (unit.problems for unit in units):
+            counts = Counter({kind: count for kind, (count, _) in problems.items()})
+            care.add(Care(counts=counts, named={kind: places for kind, (_, places) in problems.items()}))
         known = {number: facts for unit in units for number, facts in unit.sources.items()}
         nothing = {"documents": 0, "bytes": 0, "digest": ""}
         manifest = {

@@ -76,14 +76,15 @@ def units_of(sources: Sequence[Source], shard_tokens: int) -> list[list[int]]:
 
 def pieces_of(documents: Iterable[tuple[int, Document]], cut: NextCut) -> Iterator[Piece]:
     """Documents of sources, by their number, in pieces that give the ids of the whole."""
-    held = ""
+    held, searched = "", 0
     for source, document in documents:
         held += document.text
         key = document.key
         if document.goes_on:
-            while (stop := cut(held, PIECE) if len(held) > PIECE else len(held)) < len(held):
+            while len(held) > PIECE and (stop := cut(held, max(PIECE, searched))) < len(held):
                 yield Piece(source, document.place, held[:stop], key, ends=False)
-                held = held[stop:]
+                held, searched = held[stop:], 0
+            searched = len(held)  # a text without spaces is not searched from its beginning again and again
             continue
         if key is None and len(held) > PIECE:
             key = key_of(held)
@@ -91,7 +92,7 @@ def pieces_of(documents: Iterable[tuple[int, Document]], cut: NextCut) -> Iterat
         for text in first:
             yield Piece(source, document.place, text, key, ends=False)
         yield Piece(source, document.place, last, key, ends=True)
-        held = ""
+        held, searched = "", 0
 
 
 def jobs_of(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:

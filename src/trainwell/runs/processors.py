@@ -15,7 +15,12 @@ def usable() -> int:
 
 def one_is_idle() -> bool:
     """Whether there is one for another thread, by the load of the last minute; no where the system does not say."""
-    return hasattr(os, "getloadavg") and os.getloadavg()[0] + 1 <= usable()
+    return hasattr(os, "getloadavg") and has_room(os.getloadavg()[0], usable())
+
+
+def has_room(load: float, count: int) -> bool:
+    """Whether `count` processors have one for another thread under this load."""
+    return load + 1 <= count
 
 
 def step_back() -> None:
