@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainwell.data.corpora import TEXT_SUFFIXES, cache_folder
-from trainwell.data.manifest import MANIFEST, PARTS, PLAN, is_whole, read_index, read_json
+from trainwell.data.manifest import MANIFEST, PARTS, PLAN, is_whole, read_index, read_json, write_json
 from trainwell.data.prepare import DataSettings, OnProgress, StoreInfo, TokenStore, check_lengths
 from trainwell.data.shards import Tokens, open_shard
 from trainwell.data.stream import TokenStream
@@ -198,11 +198,6 @@ def _noted(note: Path) -> Contents | None:
 
 def _keep(note: Path, contents: Contents) -> None:
     """Keep what was found, where that can be written: without it the file is read again next time."""
-    unfinished = note.with_suffix(".tmp")
-    try:
+    with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(asdict(contents)), encoding="utf-8")
-        unfinished.replace(note)
-    except OSError:
-        with suppress(OSError):
-            unfinished.unlink()
+        write_json(note, asdict(contents))
